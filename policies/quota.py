@@ -1,0 +1,146 @@
+"""Limits, and the arithmetic of them: GCRA for rates, a count for what runs at once.
+
+GCRA keeps one number for each key, the theoretical arrival time (TAT): the instant at which the
+key would be as good as unused. A call is allowed while TAT is no further ahead than the burst
+allows, and moves it by one emission interval. No clock is read here; `now` comes in.
+
+No I/O.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from policies.conditions import Condition, read_match
+from policies.document import Section
+from policies.request import AccessRequest
+
+_RATE = re.compile(r"(\d+)/(s|min|h|d)")
+_PERIODS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+KEY_PARTS: dict[str, Callable[[AccessRequest], str]] = {
+    "tenant": lambda request: request.principal.tenant,
+    "subject": lambda request: f"{request.principal.issuer}\0{request.principal.subject}",
+    "session": lambda request: request.session_id,
+    "provider": lambda request: request.call.provider,
+    "model": lambda request: request.call.model,
+    "operation": lambda request: request.call.operation,
+}
+
+
+class QuotaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a limit said of one call; durations in seconds.
+
+    `reset_seconds` is when the whole quota is free again, `retry_after_seconds` when one more call
+    would pass (0 where this one did).
+    """
+
+    name: str
+    code: str
+    is_allowed: bool
+    quota: int
+    remaining: int
+    reset_seconds: float
+    retry_after_seconds: float
+    window_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """So many calls a period, and so many at once before the pace is enforced."""
+
+    count: int
+    period_seconds: float
+    burst: int
+
+    def spend(self, tat: float, now: float) -> tuple[float, bool]:
+        """Return the new TAT and whether one call may be spent; refused, the TAT stays."""
+        interval = self.period_seconds / self.count
+        new = max(tat, now) + interval
+        if new - now > interval * self.burst + 1e-9:
+            return tat, False
+        return new, True
+
+    def status(self, name: str, tat: float, now: float, *, is_allowed: bool) -> QuotaStatus:
+        """Return what a caller may know, given the TAT after `spend`."""
+        interval = self.period_seconds / self.count
+        ahead = max(0.0, tat - now)
+        remaining = max(0, math.floor(self.burst - ahead / interval + 1e-9))
+        wait = 0.0 if is_allowed else max(0.0, ahead + interval - interval * self.burst)
+        return QuotaStatus(
+            name=name,
+            code="rate_limit_exceeded",
+            is_allowed=is_allowed,
+            quota=self.burst,
+            remaining=remaining,
+            reset_seconds=ahead,
+            retry_after_seconds=wait,
+            window_seconds=interval * self.burst,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A named limit: whom it is counted for, which calls it counts, and how many it lets pass."""
+
+    name: str
+    key: tuple[str, ...]
+    match: tuple[Condition, ...]
+    rate: Rate | None
+    concurrent: int
+
+    def applies_to(self, request: AccessRequest) -> bool:
+        """Return whether the call counts; a condition that fails to evaluate counts it."""
+        try:
+            return all(condition.holds(request) for condition in self.match)
+        except Exception:  # noqa: BLE001 - a limit that cannot tell must hold
+            return True
+
+    def key_of(self, request: AccessRequest) -> tuple[str, ...]:
+        """Return what the call is counted under."""
+        return (self.name, *[KEY_PARTS[part](request) for part in self.key])
+
+
+def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[str]]:
+    """Return the limit that a section describes, noting faults in it."""
+    name = section.string("name")
+    if name and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        section.fault("name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'")
+    key = section.strings("key")
+    if "key" not in section:
+        section.fault("key", f"is required: one or more of {', '.join(KEY_PARTS)}")
+    for part in key:
+        if part not in KEY_PARTS:
+            section.fault("key", f"holds {part!r}; parts are {', '.join(KEY_PARTS)}")
+    match: list[Condition] = []
+    facts: set[str] = {"model"} if "model" in key else set()
+    if "match" in section:
+        match, more = read_match(section.section("match"), providers)
+        facts |= more
+    if ("requests" in section) == ("concurrent" in section):
+        section.fault("requests", "or concurrent is needed, and only one of them")
+    rate = _read_rate(section) if "requests" in section else None
+    concurrent = 0
+    if "concurrent" in section:
+        inner = section.section("concurrent")
+        concurrent = inner.integer("max", low=1)
+        inner.finish()
+    section.finish()
+    limit = Limit(name=name, key=key, match=tuple(match), rate=rate, concurrent=concurrent)
+    return limit, facts
+
+
+def _read_rate(section: Section) -> Rate:
+    inner = section.section("requests")
+    text = inner.string("rate")
+    match = _RATE.fullmatch(text)
+    if match is None or not int(match[1]):
+        inner.fault("rate", "must be a rate such as 60/min; units are s, min, h, d")
+        return Rate(count=1, period_seconds=1.0, burst=1)
+    count = int(match[1])
+    burst = inner.integer("burst", count, low=1)
+    inner.finish()
+    return Rate(count=count, period_seconds=_PERIODS[match[2]], burst=burst)
