@@ -80,7 +80,7 @@ def read_match(section: Section, providers: frozenset[str]) -> tuple[list[Condit
         facts |= read_facts
         conditions.append(Condition("not", _negation(_conjunction(nested))))
     section.finish()
-    if not conditions:
+    if not section.keys():
         message = f"{section.name or 'match'} must hold at least one condition"
         section.faults.append(Fault(section.path, section.line, section.column, message))
     return conditions, facts

@@ -1,0 +1,38 @@
+"""What can go wrong with custody. No message ever holds key material.
+
+    CustodyError
+    ├── UnknownSession     no such session here: closed, expired, or never opened
+    ├── NoCredential       the session holds no key for this provider and host
+    ├── UnsealFailed       the session secret is not this record's, or the record was altered
+    └── RegionExhausted    every slot is in use
+"""
+
+
+class CustodyError(Exception):
+    """A key cannot be used."""
+
+    code = "custody_error"
+
+
+class UnknownSession(CustodyError):  # noqa: N818 - named for what is the case
+    """No such session here."""
+
+    code = "session_unknown"
+
+
+class NoCredential(CustodyError):  # noqa: N818 - named for what is the case
+    """The session holds no key for this provider and host."""
+
+    code = "no_key_for_provider"
+
+
+class UnsealFailed(CustodyError):  # noqa: N818 - named for what is the case
+    """The secret does not open the record."""
+
+    code = "unseal_failed"
+
+
+class RegionExhausted(CustodyError):  # noqa: N818 - named for what is the case
+    """Every slot is in use."""
+
+    code = "overloaded"

@@ -1,0 +1,58 @@
+"""A secret that can be used but not shown: it never prints, compares, copies, pickles or formats.
+
+Python cannot promise that no copy was ever made; this type keeps the ordinary ways of making one
+shut, and `wipe` overwrites the one it holds. No I/O.
+"""
+
+from types import TracebackType
+from typing import NoReturn, Self
+
+
+class Secret:
+    """Bytes in a buffer of their own, wiped on `wipe` or at the end of a `with`."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self, value: bytes | bytearray | memoryview) -> None:
+        self._buffer = bytearray(value)
+
+    def reveal(self) -> memoryview:
+        """Return a view of the bytes themselves; it shows zeros once the secret is wiped."""
+        return memoryview(self._buffer)
+
+    def wipe(self) -> None:
+        """Overwrite the bytes."""
+        self._buffer[:] = bytes(len(self._buffer))
+
+    def __len__(self) -> int:
+        """Return how long the secret is."""
+        return len(self._buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.wipe()
+
+    def __repr__(self) -> str:
+        """Return a fixed text: not even the length is anyone's business."""
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __format__(self, _spec: str) -> str:
+        return "Secret(…)"
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("a secret cannot be compared, copied, hashed, pickled or iterated")
+
+    __eq__ = _refuse  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+    __reduce__ = _refuse  # type: ignore[assignment]
+    __reduce_ex__ = _refuse  # type: ignore[assignment]
+    __copy__ = _refuse
+    __deepcopy__ = _refuse
+    __iter__ = _refuse
+    __bytes__ = _refuse
