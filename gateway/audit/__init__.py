@@ -1,0 +1,1 @@
+"""Evidence: one tamper-evident, signed log per process that a stranger can verify."""

@@ -1,0 +1,186 @@
+"""What is written down: one struct for each kind of event, in the order of its fields.
+
+The journal adds the envelope (`v`, `ts`, `origin`, `seq`, `salt`). Values are text, whole numbers,
+booleans and lists: nothing whose spelling could differ between two readers. Never a key, a token,
+a header or content: credentials appear as keyed fingerprints. No I/O.
+"""
+
+from typing import Final
+
+import msgspec
+
+VERSION: Final = 1
+"""Of the envelope and of every event; a change of meaning makes it 2."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Any event; each kind names itself in `type`."""
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens as the provider counted them; `source` is `none` where it did not say.
+
+    `input` includes cached tokens and `output` reasoning ones, as OpenTelemetry has it.
+    """
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    source: str = "none"
+    model: str = ""
+
+
+class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One deposited credential, by fingerprint."""
+
+    provider: str
+    fingerprint: str
+
+
+class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
+    """A call was allowed; durable before the provider hears of it."""
+
+    call: str
+    tenant: str
+    issuer: str
+    subject: str
+    session: str
+    provider: str
+    operation: str
+    dialect: str
+    model: str
+    stream: bool
+    max_tokens: int
+    request_bytes: int
+    client_address: str
+    rules: tuple[str, ...]
+    policy: str
+    credential: str
+    upstream: str
+
+
+class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
+    """How an allowed call ended. `outcome` is one of complete, client_abort, upstream_error,
+    upstream_abort, timeout, session_closed, gateway_error, shutdown; `status` is what the caller
+    saw, 0 for nothing; durations are microseconds.
+    """  # noqa: D205 - one sentence about a closed set
+
+    call: str
+    tenant: str
+    outcome: str
+    fault: str
+    status: int
+    upstream_status: int
+    request_bytes: int
+    response_bytes: int
+    usage: UsageRecord
+    first_byte_us: int
+    total_us: int
+
+
+class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
+    """A call was refused; fields that were not known yet are empty."""
+
+    call: str
+    tenant: str
+    issuer: str
+    subject: str
+    session: str
+    provider: str
+    operation: str
+    model: str
+    code: str
+    status: int
+    rules: tuple[str, ...]
+    policy: str
+    client_address: str
+    reasons: tuple[str, ...]
+
+
+class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
+    """A caller deposited credentials."""
+
+    session: str
+    tenant: str
+    issuer: str
+    subject: str
+    credentials: tuple[CredentialRecord, ...]
+    expires_at: int
+    client_address: str
+
+
+class SessionRenewed(Event, frozen=True, kw_only=True, tag="session.renewed"):
+    """A session lives longer, under a new generation."""
+
+    session: str
+    tenant: str
+    issuer: str
+    subject: str
+    generation: int
+    expires_at: int
+
+
+class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
+    """A session's credentials were destroyed: closed, expired, idle or shutdown."""
+
+    session: str
+    tenant: str
+    issuer: str
+    subject: str
+    reason: str
+    cut_calls: int
+
+
+class SessionRefused(Event, frozen=True, kw_only=True, tag="session.refused"):
+    """A session was not opened or renewed."""
+
+    tenant: str
+    issuer: str
+    subject: str
+    code: str
+    client_address: str
+
+
+class ConfigurationLoaded(Event, frozen=True, kw_only=True, tag="configuration.loaded"):
+    """The configuration that this process serves from."""
+
+    digest: str
+    path: str
+
+
+class PolicyLoaded(Event, frozen=True, kw_only=True, tag="policy.loaded"):
+    """The policy set that this process decides by."""
+
+    digest: str
+    files: tuple[str, ...]
+
+
+class ProcessStarted(Event, frozen=True, kw_only=True, tag="process.started"):
+    """A process began."""
+
+    role: str
+    version: str
+
+
+class ProcessStopped(Event, frozen=True, kw_only=True, tag="process.stopped"):
+    """A process ended in good order."""
+
+    role: str
+    reason: str
+
+
+class LogOpened(Event, frozen=True, kw_only=True, tag="log.opened"):
+    """The first event of every log: the key that signs it."""
+
+    vkey: str
+
+
+class LogSealed(Event, frozen=True, kw_only=True, tag="log.sealed"):
+    """The last event of a log that was closed in good order.
+
+    `checkpoints` is how many were written before the one that seals this event.
+    """
+
+    checkpoints: int
