@@ -1,0 +1,399 @@
+"""The configuration: one frozen object, read from one YAML file. The one reader of the environment.
+
+Every field says what it means, its unit, its default and what follows from it; the shipped
+`config.yaml` names every one. What is absent takes its default, what is unknown is refused, and all
+faults are reported together, each with file:line:column. The environment may only say where things
+lie (`VEKLOM_CONFIG`, `VEKLOM_STATE_DIR`, `VEKLOM_AUDIT_DIR`), never what they are.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import msgspec
+
+from gateway.errors import GatewayError
+from gateway.identity.tokens import ALGORITHMS, Issuer
+from gateway.providers.catalogue import CATALOGUE
+from gateway.providers.provider import DIALECTS, Provider
+from keys.signing import is_key_name
+from policies.document import DocumentError, Fault, Section, read_document
+
+BUNDLE = Path(__file__).resolve().parent.parent / "policies" / "bundle"
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+
+
+class ConfigurationError(GatewayError):
+    """The configuration, or a policy, cannot be used; `faults` are ready to print."""
+
+    code = "invalid_configuration"
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one listener is reached, and how it is secured."""
+
+    host: str
+    port: int
+    certificate: str = ""
+    private_key: str = ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        return ip_address(self.host).is_loopback
+
+
+class Listeners(msgspec.Struct, frozen=True, kw_only=True):
+    """Applications' calls, opening of sessions, and operators."""
+
+    proxy: Listener
+    sessions: Listener
+    admin: Listener
+
+
+class JwksSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an issuer's keys come from: a URL, a file, or (neither) its discovery document."""
+
+    issuer: str
+    url: str = ""
+    file: str = ""
+    plain_http: bool = False
+
+
+class Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    """How long sessions live (seconds) and how many there may be."""
+
+    default_ttl: float
+    max_ttl: float
+    idle: float
+    per_subject: int
+    total: int
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much anything may take: sizes in bytes, the rest counts."""
+
+    head: int
+    headers: int
+    buffered_body: int
+    buffered_total: int
+    streamed_body: int
+    connections: int
+    upstream_connections: int
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long anything may take, in seconds."""
+
+    head: float
+    body: float
+    downstream_idle: float
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+    upstream_idle: float
+    drain: float
+
+
+class Policies(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the policy files lie."""
+
+    path: str
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the audit logs are written."""
+
+    directory: str
+
+
+class Logs(msgspec.Struct, frozen=True, kw_only=True):
+    """How the operational log is written: `json` or `console`, from this level up."""
+
+    format: str
+    level: str
+
+
+class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider as configured; `gateway.providers.provider` makes it a `Provider`."""
+
+    dialect: str
+    base_url: str
+    ca_file: str = ""
+    request_stream_usage: bool = True
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole deployment."""
+
+    name: str
+    state_dir: str
+    workers: int
+    listeners: Listeners
+    issuers: tuple[Issuer, ...]
+    jwks: tuple[JwksSource, ...]
+    providers: dict[str, ProviderConfig]
+    policies: Policies
+    audit: Audit
+    sessions: Sessions
+    limits: Limits
+    timeouts: Timeouts
+    logs: Logs
+
+
+def default_config_path() -> Path:
+    """Return the configuration file to use where none is named."""
+    return Path(os.environ.get("VEKLOM_CONFIG", "config.yaml"))
+
+
+def load_config(path: Path) -> Config:
+    """Return the configuration that `path` holds.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is wrong; all faults are in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError((f"{path}: cannot be read: {type(error).__name__}",)) from None
+    try:
+        return parse_config(text, str(path), dict(os.environ))
+    except DocumentError as error:
+        raise ConfigurationError(tuple(map(str, error.faults))) from None
+
+
+def parse_config(text: str, path: str, environment: dict[str, str]) -> Config:
+    """Return the configuration in `text`; `path` is for messages and to resolve relative paths.
+
+    Raises:
+        DocumentError: It is wrong; all faults are in it.
+    """
+    faults: list[Fault] = []
+    top = Section(read_document(text, path), path, faults)
+    base = Path(path).resolve().parent
+
+    def place(value: str) -> str:
+        return str(base / value) if value else ""
+
+    name = top.string("name", "veklom")
+    if not is_key_name(name):
+        top.fault("name", "must not hold spaces or '+'")
+    issuers, sources = _issuers(top, place)
+    policies = top.section("policies")
+    audit = top.section("audit")
+    config = Config(
+        name=name,
+        state_dir=environment.get("VEKLOM_STATE_DIR")
+        or place(top.string("state_dir", "state")),
+        workers=top.integer("workers", 1, low=1, high=256),
+        listeners=_listeners(top.section("listeners"), place),
+        issuers=issuers,
+        jwks=sources,
+        providers=_providers(top.section("providers"), place),
+        policies=Policies(path=place(policies.string("path", "")) or str(BUNDLE)),
+        audit=Audit(
+            directory=environment.get("VEKLOM_AUDIT_DIR")
+            or place(audit.string("directory", "audit"))
+        ),
+        sessions=_sessions(top.section("sessions")),
+        limits=_limits(top.section("limits")),
+        timeouts=_timeouts(top.section("timeouts")),
+        logs=_logs(top.section("logs")),
+    )
+    policies.finish()
+    audit.finish()
+    top.finish()
+    if faults:
+        raise DocumentError(faults)
+    return config
+
+
+def _listeners(section: Section, place: Callable[[str], str]) -> Listeners:
+    listeners = Listeners(
+        proxy=_listener(section.section("proxy"), "127.0.0.1:8080", place),
+        sessions=_listener(section.section("sessions"), "127.0.0.1:8081", place),
+        admin=_listener(section.section("admin"), "127.0.0.1:8082", place),
+    )
+    section.finish()
+    return listeners
+
+
+def _listener(section: Section, default: str, place: Callable[[str], str]) -> Listener:
+    address = section.string("address", default)
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    certificate = place(section.string("certificate", ""))
+    private_key = place(section.string("private_key", ""))
+    plain_http = section.boolean("plain_http", default=False)
+    try:
+        loopback = ip_address(host).is_loopback
+        if not port.isdigit() or int(port) > 65535:
+            raise ValueError(port)
+    except ValueError:
+        section.fault("address", "must be an IP address and a port, such as 127.0.0.1:8080")
+        host, port, loopback = "127.0.0.1", "0", True
+    if not certificate and not loopback and not plain_http:
+        section.fault("address", "is not loopback: give a certificate, or declare plain_http: true")
+    if private_key and not certificate:
+        section.fault("private_key", "needs a certificate")
+    section.finish()
+    return Listener(host=host, port=int(port), certificate=certificate, private_key=private_key)
+
+
+def _issuers(top: Section, place: Callable[[str], str]) -> tuple[tuple[Issuer, ...], tuple[JwksSource, ...]]:
+    issuers: dict[str, Issuer] = {}
+    sources = []
+    for section in top.sections("issuers"):
+        issuer = section.string("issuer")
+        url, file = section.string("jwks_url", ""), place(section.string("jwks_file", ""))
+        plain_http = section.boolean("plain_http", default=False)
+        for key, value in (("issuer", issuer), ("jwks_url", url)):
+            if value.startswith("http://") and not plain_http:
+                section.fault(key, "is plain HTTP: use https, or declare plain_http: true")
+        if url and file:
+            section.fault("jwks_url", "and jwks_file cannot both be given")
+        if not (url or file) and not issuer.startswith(("https://", "http://")):
+            section.fault("issuer", "is no URL: give jwks_url or jwks_file")
+        algorithms = section.strings("algorithms", ("RS256", "PS256", "ES256", "EdDSA"))
+        for algorithm in algorithms:
+            if algorithm not in ALGORITHMS:
+                section.fault("algorithms", f"holds {algorithm!r}; one of {', '.join(ALGORITHMS)}")
+        if issuer in issuers:
+            section.fault("issuer", "is configured twice")
+        if "audiences" not in section:
+            section.fault("audiences", "is required: a token for somebody else must not pass")
+        issuers[issuer] = Issuer(
+            issuer=issuer,
+            audiences=section.strings("audiences"),
+            algorithms=algorithms,
+            tenant=section.string("tenant", ""),
+            tenant_claim=section.string("tenant_claim", "tenant"),
+            tenants=section.strings("tenants"),
+            roles=section.strings("roles", ("roles",)),
+            leeway_seconds=int(section.duration("leeway", "30s")),
+            max_lifetime_seconds=int(section.duration("max_lifetime", "24h")),
+        )
+        sources.append(JwksSource(issuer=issuer, url=url, file=file, plain_http=plain_http))
+        section.finish()
+    return tuple(issuers.values()), tuple(sources)
+
+
+def _providers(section: Section, place: Callable[[str], str]) -> dict[str, ProviderConfig]:
+    providers = {}
+    for name in section.keys():  # noqa: SIM118 - a section is no dict
+        inner = section.section(name)
+        if not _NAME.fullmatch(name):
+            section.fault(name, "must be 1 to 32 of a-z, 0-9 and '-': it becomes a path")
+        known = CATALOGUE.get(name)
+        dialect = inner.choice("dialect", list(DIALECTS), known.dialect if known else None)
+        base_url = inner.string("base_url", known.base_url if known else None)
+        if not base_url:
+            inner.fault("base_url", "is required for this provider")
+        plain_http = inner.boolean("plain_http", default=False)
+        if base_url.startswith("http://") and not plain_http:
+            inner.fault("base_url", "is plain HTTP: use https, or declare plain_http: true")
+        usage = inner.boolean("request_stream_usage", default=True)
+        ca_file = place(inner.string("ca_file", ""))
+        if dialect in DIALECTS and base_url:
+            try:
+                Provider.from_url(name, dialect, base_url, request_stream_usage=usage)
+            except ValueError as error:
+                inner.fault("base_url", str(error))
+        inner.finish()
+        providers[name] = ProviderConfig(
+            dialect=dialect, base_url=base_url, ca_file=ca_file, request_stream_usage=usage
+        )
+    return providers
+
+
+def _sessions(section: Section) -> Sessions:
+    sessions = Sessions(
+        default_ttl=section.duration("default_ttl", "8h"),
+        max_ttl=section.duration("max_ttl", "24h"),
+        idle=section.duration("idle", "30m"),
+        per_subject=section.integer("per_subject", 16, low=1),
+        total=section.integer("total", 100_000, low=1),
+    )
+    if sessions.default_ttl > sessions.max_ttl:
+        section.fault("default_ttl", "must not exceed max_ttl")
+    section.finish()
+    return sessions
+
+
+def _limits(section: Section) -> Limits:
+    limits = Limits(
+        head=section.size("head", "64KiB"),
+        headers=section.integer("headers", 128, low=1),
+        buffered_body=section.size("buffered_body", "64MiB"),
+        buffered_total=section.size("buffered_total", "1GiB"),
+        streamed_body=section.size("streamed_body", "0B"),
+        connections=section.integer("connections", 4096, low=1),
+        upstream_connections=section.integer("upstream_connections", 4096, low=1),
+    )
+    if limits.head > 64 * 1024:
+        section.fault("head", "must not exceed 64KiB: it has to fit a secret slot")
+    section.finish()
+    return limits
+
+
+def _timeouts(section: Section) -> Timeouts:
+    timeouts = Timeouts(
+        head=section.duration("head", "15s"),
+        body=section.duration("body", "60s"),
+        downstream_idle=section.duration("downstream_idle", "75s"),
+        connect=section.duration("connect", "5s"),
+        first_byte=section.duration("first_byte", "600s"),
+        idle=section.duration("idle", "300s"),
+        total=section.duration("total", "0s"),
+        upstream_idle=section.duration("upstream_idle", "30s"),
+        drain=section.duration("drain", "30s"),
+    )
+    section.finish()
+    return timeouts
+
+
+def _logs(section: Section) -> Logs:
+    logs = Logs(
+        format=section.choice("format", ["json", "console"], "json"),
+        level=section.choice("level", ["debug", "info", "warning", "error"], "info"),
+    )
+    section.finish()
+    return logs
+
+
+def providers_from(config: Config) -> tuple[Provider, ...]:
+    """Return the configured providers."""
+    return tuple(
+        Provider.from_url(
+            name,
+            each.dialect,
+            each.base_url,
+            request_stream_usage=each.request_stream_usage,
+            ca_file=each.ca_file,
+        )
+        for name, each in config.providers.items()
+    )
+
+
+def read_policy_sources(path: str) -> list[tuple[str, str]]:
+    """Return path and text of every policy file: the one at `path`, or the `*.yaml` in it.
+
+    Raises:
+        ConfigurationError: There is none, or one cannot be read.
+    """
+    where = Path(path)
+    files = sorted(where.glob("*.yaml")) if where.is_dir() else [where]
+    try:
+        sources = [(str(file), file.read_text(encoding="utf-8")) for file in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError((f"{path}: cannot be read: {type(error).__name__}",)) from None
+    if not sources:
+        raise ConfigurationError((f"{path}: holds no *.yaml file; the policy would allow nothing",))
+    return sources

@@ -1,0 +1,1 @@
+"""`veklom demo`: a whole gateway on loopback, told to the person who watches."""

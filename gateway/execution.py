@@ -1,0 +1,665 @@
+"""The story of one governed call, in the only order in which it may be told.
+
+`Execution.run` is a generator: it yields what it needs from the world (a body, an issuer's keys, a
+durable record, an exchange with the provider) and is resumed with the result. Nothing here waits,
+reads a socket or knows of one, so that HTTP, tests and whatever comes later drive the same page.
+
+    1 route   2 identify   3 read the call   4 decide   5 reserve   6 record the start, durably
+    7 unseal  8 forward    9 settle          10 record the end, durably
+
+Laws of this file:
+- no step may be reached but through the one before it;
+- a refusal is recorded too, and stays a refusal when the record fails;
+- what was reserved is settled on every way out, and before the end is recorded;
+- an end that cannot be recorded never looks like a clean end to the caller.
+
+No I/O.
+"""
+
+import secrets
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.audit.event import CallDenied, CallEnd, CallStart, UsageRecord
+from gateway.audit.journal import AuditUnavailable
+from gateway.clock import Clock
+from gateway.errors import Fault, Refused
+from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
+from gateway.identity.sessions import Session, SessionTable
+from gateway.identity.slots import find_credentials, query_has_credential
+from gateway.identity.tokens import KeysNeeded, TokenVerifier
+from gateway.limits.headers import rate_limit_headers
+from gateway.limits.memory_store import MemoryLimiter, Reservation
+from gateway.problems import Problem, problem_from
+from gateway.providers.dialect import BodyKind, Dialect, UsageReader
+from gateway.providers.headers import forwardable, response_headers
+from gateway.providers.multipart import MultipartScanner, peek_model
+from gateway.providers.provider import Provider
+from gateway.providers.routes import Route, RouteTable, RouteUnknown
+from gateway.providers.stream_usage import UsageEventFilter, request_usage
+from gateway.telemetry.metrics import CallMetrics
+from keys.region import Slot
+from policies.decision import Decision, Verdict
+from policies.engine import decide
+from policies.request import AccessRequest, ModelCall, Principal
+from policies.rules import PolicySet
+
+Header = tuple[bytes, bytes]
+
+
+class RequestHead:
+    """What a caller's connection says before its body. Never printed: it carries credentials.
+
+    `headers` have lower-case names. `content_length` is 0 without a body and -1 where the body is
+    chunked.
+    """
+
+    __slots__ = ("client_address", "content_length", "headers", "is_upgrade", "method", "target")
+
+    def __init__(  # noqa: PLR0913 - one argument for each thing a head says
+        self,
+        *,
+        method: bytes,
+        target: bytes,
+        headers: list[Header],
+        content_length: int,
+        client_address: str,
+        is_upgrade: bool = False,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.content_length = content_length
+        self.client_address = client_address
+        self.is_upgrade = is_upgrade
+
+    def header(self, name: bytes) -> bytes:
+        """Return the first value of the field `name` (lower-case), or nothing."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+
+# --- what the story asks of the world ------------------------------------------------------------
+
+
+class ReadBody(msgspec.Struct, frozen=True):
+    """Resume with the whole body, at most `limit` bytes."""
+
+    limit: int
+
+
+class PeekBody(msgspec.Struct, frozen=True):
+    """Resume with what has come of the body once `is_enough` of it says so, or it ended.
+
+    The bytes stay queued for the exchange: a peek consumes nothing.
+    """
+
+    is_enough: Callable[[bytes], bool]
+
+
+class AwaitKeys(msgspec.Struct, frozen=True):
+    """Resume when the issuer's keys have come; raise `Refused` here if they do not."""
+
+    issuer: str
+    kid: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Resume when the event is durable; raise `AuditUnavailable` here if it cannot be."""
+
+    event: CallStart | CallEnd | CallDenied
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """What became of a forwarded call.
+
+    `refusal` is set where no response byte was sent, so that the story may still answer. `status`
+    is what the caller saw, 0 for nothing.
+    """
+
+    outcome: str = "complete"
+    fault: str = ""
+    status: int = 0
+    upstream_status: int = 0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    first_byte_seconds: float = 0.0
+    refusal: Refused | None = None
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """Carry the call to the provider and the answer back; resume with the `Exchange`.
+
+    `compose` lays the upstream head out in a secret slot; it is called once, when a connection is
+    ready to take it, and raises `Refused` if the session has closed meanwhile. `body` is None
+    where the caller's bytes are streamed as they come. The bytes that complete the answer are held
+    until `Finish`.
+    """
+
+    provider: Provider
+    session_id: str
+    compose: Callable[[], Slot]
+    body: bytes | None
+    response: "ResponseGuard"
+    inspect: Callable[[bytes], None] | None = None
+    is_head: bool = False
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """Release the held end of the answer."""
+
+
+class Break(msgspec.Struct, frozen=True):
+    """Break the answer off so that no caller takes it for whole."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Send the gateway's own answer."""
+
+    problem: Problem
+    dialect: Dialect | None
+    headers: Sequence[Header]
+
+
+Command = ReadBody | PeekBody | AwaitKeys | Record | Forward | Finish | Break | Answer
+Story = Generator[Command, Any, None]
+
+
+class Journal(Protocol):
+    """The part of an audit journal that a driver needs to serve `Record`."""
+
+    def append(
+        self,
+        event: CallStart | CallEnd | CallDenied,
+        on_durable: Callable[[AuditUnavailable | None], None] | None = None,
+    ) -> int:
+        """Queue one event."""
+
+
+# --- one call's facts ----------------------------------------------------------------------------
+
+
+class _Call:
+    """What is known of one call so far; each step of the story fills in its part."""
+
+    __slots__ = (
+        "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
+        "principal", "reservation", "route", "secret", "session",
+    )  # fmt: skip
+
+    def __init__(self, call_id: str, began: float, client_address: str) -> None:
+        self.call_id = call_id
+        self.began = began
+        self.client_address = client_address
+        self.dialect: Dialect | None = None
+        self.route: Route | None = None
+        self.principal: Principal | None = None
+        self.session: Session | None = None
+        self.secret = b""
+        self.asked: ModelCall | None = None
+        self.body: bytes | None = None
+        self.inspect: Callable[[bytes], None] | None = None
+        self.decision: Decision | None = None
+        self.reservation: Reservation | None = None
+
+
+class _Granted(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that passed steps 1 to 5: everything that the rest of the story needs, and total."""
+
+    route: Route
+    dialect: Dialect
+    principal: Principal
+    session: Session
+    asked: ModelCall
+    decision: Decision
+    fingerprint: str
+
+
+class ResponseGuard:
+    """What may happen to a response on its way back: headers chosen, usage read, bytes untouched.
+
+    The one exception is the usage event that the gateway itself asked an OpenAI-compatible
+    provider for: it is taken out again.
+    """
+
+    def __init__(
+        self,
+        granted: _Granted,
+        extra_headers: list[Header],
+        *,
+        removes_usage_event: bool,
+    ) -> None:
+        self._granted = granted
+        self._extra_headers = extra_headers
+        self._reader: UsageReader | None = None
+        self._filter = UsageEventFilter() if removes_usage_event else None
+        self._is_event_stream = False
+        self._status = 0
+
+    def begin(self, status: int, headers: Sequence[Header]) -> list[Header]:
+        """Return the header fields for the caller, framing left out.
+
+        Raises:
+            Refused: The answer is a redirect. Following it, here or in the caller's SDK, would
+                carry a credential to a host that nobody deposited it for.
+        """
+        if 300 <= status < 400 and status != 304:
+            raise Refused("upstream_redirected", "The provider answered with a redirect.")
+        content_type = b""
+        for name, value in headers:
+            if name.lower() == b"content-type":
+                content_type = value
+                break
+        self._status = status
+        self._is_event_stream = content_type.startswith(b"text/event-stream")
+        if not self._is_event_stream or status != 200:
+            self._filter = None
+        if status < 300:
+            granted = self._granted
+            self._reader = granted.dialect.usage_reader(granted.route, granted.asked, content_type)
+        return response_headers(headers) + self._extra_headers
+
+    @property
+    def changes_length(self) -> bool:
+        """Whether the body may come out shorter than the provider's Content-Length says."""
+        return self._filter is not None
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what of `data` goes to the caller now."""
+        if self._reader is not None:
+            self._reader.feed(data)
+        if self._filter is not None:
+            return self._filter.feed(data)
+        return data
+
+    def end(self) -> bytes:
+        """Return what was held back, at the end of the body."""
+        return self._filter.end() if self._filter is not None else b""
+
+    def interrupt(self, code: str, message: str) -> bytes:
+        """Return the dialect's in-stream error event, or nothing where the body is no stream."""
+        if not self._is_event_stream:
+            return b""
+        return b"\n\n" + self._granted.dialect.stream_error(code, message)
+
+    def usage(self) -> UsageRecord:
+        """Return what the provider said it counted."""
+        if self._reader is None:
+            return UsageRecord()
+        usage = self._reader.usage()
+        return UsageRecord(
+            input=usage.input,
+            output=usage.output,
+            cache_read=usage.cache_read,
+            cache_write=usage.cache_write,
+            reasoning=usage.reasoning,
+            source=usage.source,
+            model=usage.model,
+        )
+
+
+# --- the story -----------------------------------------------------------------------------------
+
+
+class BodyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a body may be held (`buffered`) and how much streamed (`streamed`, 0: any)."""
+
+    buffered: int
+    streamed: int
+
+
+class Execution:
+    """Everything that the calls of one worker share, and the story that each of them is."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names every part once
+        self,
+        *,
+        routes: RouteTable,
+        identities: TokenVerifier,
+        session_tokens: SessionTokenVerifier,
+        sessions: SessionTable,
+        policy_set: PolicySet,
+        limiter: MemoryLimiter,
+        limits: BodyLimits,
+        metrics: CallMetrics,
+        clock: Clock,
+    ) -> None:
+        self._routes = routes
+        self._identities = identities
+        self._session_tokens = session_tokens
+        self._sessions = sessions
+        self._policy_set = policy_set
+        self._limiter = limiter
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+
+    def run(self, head: RequestHead) -> Story:
+        """Tell the story of one call, from its head to its last recorded word."""
+        call = _Call(self._new_call_id(), self._clock.monotonic(), head.client_address)
+        try:
+            granted = yield from self._admit(call, head)
+            start = self._start_event(call, granted)
+            yield Record(start)  # from here on a crash leaves a call without an end: `unclosed`
+        except Refused as refusal:
+            yield from self._refuse(call, refusal)
+            return
+        except AuditUnavailable:
+            self._settle(call)
+            refusal = Refused("audit_unavailable", "The audit log cannot be written.")
+            yield self._answer(call, refusal)
+            return
+        except GeneratorExit:
+            self._settle(call)
+            raise
+        guard = self._guard(call, granted)
+        exchange: Exchange = yield self._forward(call, granted, head, guard)
+        self._settle(call)
+        yield from self._conclude(call, granted, exchange, guard)
+
+    # 1 to 5
+
+    def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
+        route = self._find_route(call, head)
+        session = yield from self._identify(call, head)
+        fingerprint = _fingerprint(session, route.provider)
+        asked = yield from self._read(call, head, route)
+        principal = call.principal or session.principal
+        request = AccessRequest(
+            principal=principal,
+            call=asked,
+            client_address=head.client_address,
+            session_id=session.record.session_id,
+        )
+        decision = call.decision = decide(self._policy_set, request)
+        if decision.verdict is not Verdict.ALLOW:
+            code = "policy_error" if decision.verdict is Verdict.ERROR else "policy_denied"
+            raise Refused(code, decision.message, rules=decision.rules)
+        admission = self._limiter.admit(self._policy_set.limits, request)
+        if not isinstance(admission, Reservation):
+            raise Refused(
+                admission.code,
+                f"The limit {admission.name!r} is reached.",
+                retry_after_seconds=admission.retry_after_seconds,
+                limit=admission.name,
+            )
+        call.reservation = admission
+        return _Granted(
+            route=route,
+            dialect=route.provider.dialect,
+            principal=principal,
+            session=session,
+            asked=asked,
+            decision=decision,
+            fingerprint=fingerprint,
+        )
+
+    def _find_route(self, call: _Call, head: RequestHead) -> Route:
+        try:
+            route = self._routes.find(head.method, head.target)
+        except RouteUnknown as unknown:
+            call.dialect = unknown.dialect
+            if head.is_upgrade and unknown.dialect is not None:
+                # 426 makes agents fall back to plain requests at once; 404 makes them try again.
+                raise Refused("websocket_not_supported", "Use plain HTTP requests.") from None
+            raise
+        call.route = route
+        call.dialect = route.provider.dialect
+        if head.is_upgrade:
+            raise Refused("websocket_not_supported", "Use plain HTTP requests.")
+        if b"?" in head.target and query_has_credential(head.target.partition(b"?")[2]):
+            raise Refused("credential_in_url", "Send the session token in a header, not the URL.")
+        return route
+
+    def _identify(self, call: _Call, head: RequestHead) -> Generator[Command, Any, Session]:
+        presented = find_credentials(head.headers)
+        now = self._clock.now()
+        if presented.identity_token is not None:
+            call.principal = yield from self._verify_identity(presented.identity_token, now)
+        if presented.session_token is None:
+            raise Refused(
+                "session_required", "Open a session with your provider key; see /.well-known/veklom."
+            )
+        claims = self._session_tokens.verify(presented.session_token, now)
+        session = call.session = self._sessions.find(claims.session_id)
+        if session is None or session.record.generation != claims.generation:
+            raise Refused("session_unknown", "The session is closed or was renewed elsewhere.")
+        if session.record.expires_at <= now:
+            raise Refused("session_expired", "The session has expired.")
+        if call.principal is not None and not _is_same_caller(call.principal, session.principal):
+            raise Refused("session_mismatch", "The session belongs to another caller.")
+        call.secret = session_secret(presented.session_token)
+        self._sessions.touch(claims.session_id)
+        return session
+
+    def _verify_identity(self, token: bytes, now: float) -> Generator[Command, Any, Principal]:
+        try:
+            return self._identities.verify(token, now).principal
+        except KeysNeeded as needed:
+            yield AwaitKeys(needed.issuer, needed.kid)
+        try:
+            return self._identities.verify(token, now).principal
+        except KeysNeeded:
+            raise Refused("invalid_token", "The token's key is not the issuer's.") from None
+
+    def _read(
+        self, call: _Call, head: RequestHead, route: Route
+    ) -> Generator[Command, Any, ModelCall]:
+        length = head.content_length
+        dialect = route.provider.dialect
+        if route.body in {BodyKind.JSON, BodyKind.ACTION}:
+            if length > self._limits.buffered:
+                raise Refused("body_too_large", "The body is larger than may be held.")
+            call.body = yield ReadBody(self._limits.buffered)
+            asked = dialect.read_call(route, call.body, len(call.body))
+        elif route.body is BodyKind.NONE:
+            if length:
+                raise Refused("invalid_request", "This operation takes no body.")
+            call.body = b""
+            asked = dialect.read_call(route, None, 0)
+        else:
+            if self._limits.streamed and length > self._limits.streamed:
+                raise Refused("body_too_large", "The body is larger than may be streamed.")
+            content_type = head.header(b"content-type")
+            begun: bytes = yield PeekBody(lambda data: peek_model(content_type, data) is not None)
+            model = peek_model(content_type, begun) or ""
+            # The rest is watched as it streams: another model in it breaks the call off.
+            call.inspect = MultipartScanner(content_type, expected=model).feed
+            asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)
+        call.asked = asked
+        return asked
+
+    # 6 to 8
+
+    def _guard(self, call: _Call, granted: _Granted) -> ResponseGuard:
+        """Ask the provider for usage where the caller did not, and note to take it out again."""
+        asks = False
+        if granted.asked.stream and granted.route.provider.request_stream_usage and call.body:
+            rewritten = request_usage(granted.route, call.body)
+            if rewritten is not None:
+                call.body = rewritten
+                asks = True
+        statuses = call.reservation.statuses if call.reservation is not None else ()
+        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(statuses)]
+        return ResponseGuard(granted, extra, removes_usage_event=asks)
+
+    def _forward(
+        self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
+    ) -> Forward:
+        provider = granted.route.provider
+        before, after = _upstream_head(head, granted.route, call.body)
+        session_id = granted.session.record.session_id
+        secret, call.secret = call.secret, b""
+
+        def compose() -> Slot:
+            return self._sessions.compose_head(
+                session_id, secret, provider.name, provider.host, before, after
+            )
+
+        return Forward(
+            provider=provider,
+            session_id=session_id,
+            compose=compose,
+            body=call.body,
+            response=guard,
+            inspect=call.inspect,
+            is_head=head.method == b"HEAD",
+        )
+
+    # 9 and 10
+
+    def _settle(self, call: _Call) -> None:
+        if call.reservation is not None:
+            self._limiter.settle(call.reservation)
+
+    def _conclude(
+        self, call: _Call, granted: _Granted, exchange: Exchange, guard: ResponseGuard
+    ) -> Story:
+        usage = guard.usage()
+        try:
+            yield Record(self._end_event(call, granted, exchange, usage))
+        except AuditUnavailable:
+            # The caller must not take an unrecorded call for a finished one.
+            exchange.outcome, exchange.fault = "audit_unavailable", Fault.GATEWAY
+            if exchange.refusal is None:
+                self._observe(call, granted, exchange, usage)
+                yield Break()
+                return
+        self._observe(call, granted, exchange, usage)
+        if exchange.refusal is not None:
+            yield self._answer(call, exchange.refusal)
+        elif exchange.outcome == "complete":
+            yield Finish()
+        else:
+            yield Break()
+
+    def _refuse(self, call: _Call, refusal: Refused) -> Story:
+        self._settle(call)
+        problem = problem_from(refusal)
+        self._metrics.observe_denied(refusal.code)
+        try:
+            yield Record(self._denied_event(call, refusal, problem.status))
+        except AuditUnavailable:
+            self._metrics.observe_unrecorded_denial()  # a denial stays a denial
+        yield self._answer(call, refusal)
+
+    def _answer(self, call: _Call, refusal: Refused) -> Answer:
+        problem = problem_from(refusal, decision_id=call.call_id)
+        headers: list[Header] = [(b"x-veklom-call", call.call_id.encode())]
+        if call.reservation is not None:
+            headers += rate_limit_headers(call.reservation.statuses)
+        return Answer(problem, call.dialect, headers)
+
+    # what is written down
+
+    def _new_call_id(self) -> str:
+        return f"{int(self._clock.now() * 1000):012x}{secrets.token_hex(10)}"
+
+    def _start_event(self, call: _Call, granted: _Granted) -> CallStart:
+        asked, route = granted.asked, granted.route
+        return CallStart(
+            call=call.call_id,
+            tenant=granted.principal.tenant,
+            issuer=granted.principal.issuer,
+            subject=granted.principal.subject,
+            session=granted.session.record.session_id,
+            provider=route.provider.name,
+            operation=route.operation,
+            dialect=granted.dialect.name,
+            model=asked.model,
+            stream=asked.stream,
+            max_tokens=asked.max_tokens,
+            request_bytes=asked.body_bytes,
+            client_address=call.client_address,
+            rules=granted.decision.rules,
+            policy=granted.decision.policy_digest,
+            credential=granted.fingerprint,
+            upstream=route.provider.host,
+        )
+
+    def _end_event(
+        self, call: _Call, granted: _Granted, exchange: Exchange, usage: UsageRecord
+    ) -> CallEnd:
+        return CallEnd(
+            call=call.call_id,
+            tenant=granted.principal.tenant,
+            outcome=exchange.outcome,
+            fault=exchange.fault,
+            status=problem_from(exchange.refusal).status if exchange.refusal else exchange.status,
+            upstream_status=exchange.upstream_status,
+            request_bytes=exchange.request_bytes,
+            response_bytes=exchange.response_bytes,
+            usage=usage,
+            first_byte_us=int(exchange.first_byte_seconds * 1e6),
+            total_us=int((self._clock.monotonic() - call.began) * 1e6),
+        )
+
+    def _denied_event(self, call: _Call, refusal: Refused, status: int) -> CallDenied:
+        principal = call.principal or (call.session.principal if call.session else None)
+        route, asked, decision = call.route, call.asked, call.decision
+        return CallDenied(
+            call=call.call_id,
+            tenant=principal.tenant if principal else "",
+            issuer=principal.issuer if principal else "",
+            subject=principal.subject if principal else "",
+            session=call.session.record.session_id if call.session else "",
+            provider=route.provider.name if route else "",
+            operation=route.operation if route else "",
+            model=asked.model if asked else "",
+            code=refusal.code,
+            status=status,
+            rules=refusal.rules,
+            policy=decision.policy_digest if decision else "",
+            client_address=call.client_address,
+            reasons=decision.reasons if decision else (),
+        )
+
+    def _observe(
+        self, call: _Call, granted: _Granted, exchange: Exchange, usage: UsageRecord
+    ) -> None:
+        self._metrics.observe_call(
+            provider=granted.route.provider.name,
+            operation=granted.route.operation,
+            outcome=exchange.outcome,
+            status=exchange.status,
+            seconds=self._clock.monotonic() - call.began,
+            first_byte_seconds=exchange.first_byte_seconds,
+            input_tokens=usage.input,
+            output_tokens=usage.output,
+        )
+
+
+def _is_same_caller(one: Principal, other: Principal) -> bool:
+    return (
+        one.issuer == other.issuer
+        and one.subject == other.subject
+        and one.tenant == other.tenant
+    )
+
+
+def _fingerprint(session: Session, provider: Provider) -> str:
+    for credential in session.record.credentials:
+        if credential.provider == provider.name:
+            return credential.fingerprint
+    raise Refused("no_key_for_provider", f"The session holds no key for {provider.name!r}.")
+
+
+def _upstream_head(head: RequestHead, route: Route, body: bytes | None) -> tuple[bytes, bytes]:
+    """Return the upstream head up to the credential, and from there on."""
+    provider = route.provider
+    lines = [
+        b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, route.upstream_target, provider.host_header)
+    ]
+    lines += [b"%b: %b" % field for field in forwardable(provider.dialect, head.headers)]
+    if body is None:
+        length = head.content_length
+        framing = b"content-length: %d" % length if length >= 0 else b"transfer-encoding: chunked"
+        lines.append(framing)
+    elif body or head.method not in {b"GET", b"HEAD", b"DELETE"}:
+        lines.append(b"content-length: %d" % len(body))
+    lines.append(b"%b: %b" % (provider.auth_header, provider.auth_prefix))
+    return b"\r\n".join(lines), b"\r\n\r\n"

@@ -1,0 +1,1 @@
+"""Who is calling: issuers' tokens, session tokens, and the slots that SDKs put them in."""

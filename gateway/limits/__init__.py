@@ -1,0 +1,1 @@
+"""Limits in force: one all-or-nothing `admit`, one idempotent `settle`."""

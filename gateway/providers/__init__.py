@@ -1,0 +1,1 @@
+"""Providers' wire formats as pure functions: routes, bodies, headers, usage, errors."""

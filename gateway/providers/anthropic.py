@@ -1,0 +1,142 @@
+"""Anthropic's dialect. No I/O."""
+
+import re
+from typing import TYPE_CHECKING
+
+from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.dialect import (
+    BodyKind,
+    BothEnds,
+    Matched,
+    Refusal,
+    Usage,
+    UsageReader,
+    count,
+    to_json,
+)
+from policies.request import ModelCall, Operation
+
+if TYPE_CHECKING:
+    from gateway.providers.routes import Route
+
+_ID = rb"[^/]{1,256}"
+_BATCHES = rb"/messages/batches"
+_ROWS: tuple[tuple[bytes, bytes, Operation, BodyKind], ...] = (
+    (b"POST", rb"/messages", Operation.MESSAGES, BodyKind.JSON),
+    (b"POST", rb"/messages/count_tokens", Operation.COUNT_TOKENS, BodyKind.JSON),
+    (b"POST", _BATCHES, Operation.BATCHES, BodyKind.JSON),
+    (b"GET", _BATCHES, Operation.BATCHES, BodyKind.NONE),
+    (b"GET", _BATCHES + rb"/" + _ID, Operation.BATCHES, BodyKind.NONE),
+    (b"DELETE", _BATCHES + rb"/" + _ID, Operation.BATCHES, BodyKind.NONE),
+    (b"POST", _BATCHES + rb"/" + _ID + rb"/cancel", Operation.BATCHES, BodyKind.ACTION),
+    (b"GET", _BATCHES + rb"/" + _ID + rb"/results", Operation.BATCHES, BodyKind.NONE),
+    (b"GET", rb"/models", Operation.MODELS, BodyKind.NONE),
+    (b"GET", rb"/models/" + _ID, Operation.MODELS, BodyKind.NONE),
+)
+ROUTES = tuple(
+    (method, re.compile(path), operation, body) for method, path, operation, body in _ROWS
+)
+# Some clients are told the base URL with `/v1`, others without, and some add it themselves.
+_PREFIX = re.compile(rb"(?:/v1){0,2}(?=/)")
+_GOVERNED = Governed("model", "stream", "max_tokens", "tools", "requests", "params")
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class Anthropic:
+    """The dialect of Messages."""
+
+    name = "anthropic"
+    default_auth = (b"x-api-key", b"")
+    request_id_header = b"request-id"
+    headers = frozenset(
+        {
+            b"anthropic-version", b"anthropic-beta", b"anthropic-dangerous-direct-browser-access",
+            b"x-app",
+        }
+    )  # fmt: skip
+
+    def match(self, method: bytes, path: bytes, base_path: bytes) -> Matched | None:
+        """Match with no, one or two `/v1`; exactly one goes upstream."""
+        prefix = _PREFIX.match(path)
+        rest = path[prefix.end() :] if prefix else path
+        for row_method, pattern, operation, body in ROUTES:
+            if row_method == method and pattern.fullmatch(rest):
+                return Matched(operation=operation, body=body, path=base_path + b"/v1" + rest)
+        return None
+
+    def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
+        """Read model, stream, token cap and tools; of a batch, what all its requests share."""
+        shared = {"provider": route.provider.name, "operation": route.operation}
+        if not body:
+            if route.body is BodyKind.JSON:
+                raise invalid("The body is empty.")
+            return ModelCall(**shared, body_bytes=body_bytes)
+        fields = Body(body, _GOVERNED)
+        if route.operation is Operation.BATCHES:
+            models = {_model_of(each) for each in fields.items("requests")}
+            model = models.pop() if len(models) == 1 else ""
+            return ModelCall(**shared, model=model, body_bytes=body_bytes)
+        return ModelCall(
+            **shared,
+            model=fields.text("model"),
+            stream=fields.flag("stream"),
+            max_tokens=fields.whole("max_tokens"),
+            tools=names(each.get("name") for each in fields.items("tools")),
+            body_bytes=body_bytes,
+        )
+
+    def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
+        """Return a reader of the first and the last `usage`."""
+        return _UsageReader()
+
+    def render_error(self, refusal: Refusal) -> bytes:
+        """Return `{"type": "error", "error": {type, message}, "request_id"}`."""
+        error = {
+            "type": _TYPES.get(refusal.status, "api_error"),
+            "message": refusal.sentence(),
+            "details": {
+                "error_code": refusal.code,
+                "rules": refusal.rules,
+                "decision_id": refusal.request_id,
+            },
+        }
+        return to_json({"type": "error", "error": error, "request_id": refusal.request_id})
+
+    def stream_error(self, code: str, message: str) -> bytes:
+        """Return an `error` event."""
+        error = {"type": "api_error", "message": f"{message} [{code}]"}
+        return b"event: error\ndata: " + to_json({"type": "error", "error": error}) + b"\n\n"
+
+
+def _model_of(request: dict[str, object]) -> str:
+    params = request.get("params")
+    model = params.get("model") if isinstance(params, dict) else None
+    return model if isinstance(model, str) and len(model) <= 256 else ""
+
+
+class _UsageReader(BothEnds):
+    def usage(self) -> Usage:
+        begun, ended = self.first(b"usage"), self.last(b"usage")
+        if not begun and not ended:
+            return Usage(model=self.model())
+
+        def latest(key: str) -> int:
+            return count(ended, key) or count(begun, key)
+
+        read, written = latest("cache_read_input_tokens"), latest("cache_creation_input_tokens")
+        return Usage(
+            input=latest("input_tokens") + read + written,
+            output=latest("output_tokens"),
+            cache_read=read,
+            cache_write=written,
+            source="provider",
+            model=self.model(),
+        )

@@ -1,0 +1,167 @@
+"""Gemini's dialect: the model and the operation stand in the path. No I/O."""
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import Refused
+from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.dialect import (
+    BodyKind,
+    BothEnds,
+    Matched,
+    Refusal,
+    Usage,
+    UsageReader,
+    count,
+    to_json,
+)
+from policies.request import ModelCall, Operation
+
+if TYPE_CHECKING:
+    from gateway.providers.routes import Route
+
+_PATH = re.compile(rb"(/v1(?:beta|alpha)?)?/models(?:/([^/:]{1,256})(?::([A-Za-z]+))?)?")
+DEFAULT_VERSION = b"/v1beta"
+METHODS = {
+    b"generateContent": (Operation.GENERATE_CONTENT, False),
+    b"streamGenerateContent": (Operation.GENERATE_CONTENT, True),
+    b"embedContent": (Operation.EMBEDDINGS, False),
+    b"batchEmbedContents": (Operation.EMBEDDINGS, False),
+    b"countTokens": (Operation.COUNT_TOKENS, False),
+}
+_GOVERNED = Governed(
+    "generationConfig", "generation_config", "maxOutputTokens", "max_output_tokens", "tools"
+)
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class Gemini:
+    """The dialect of generateContent."""
+
+    name = "gemini"
+    default_auth = (b"x-goog-api-key", b"")
+    request_id_header = b"x-request-id"
+    headers = frozenset({b"x-goog-api-client", b"x-goog-request-params", b"x-server-timeout"})
+
+    def match(self, method: bytes, path: bytes, base_path: bytes) -> Matched | None:
+        """Match with or without a version; without one, `v1beta` goes upstream."""
+        match = _PATH.fullmatch(path)
+        if match is None:
+            return None
+        version, segment, verb = match.groups()
+        upstream = base_path + (path if version else DEFAULT_VERSION + path)
+        if verb is None:
+            if method != b"GET":
+                return None
+            return Matched(operation=Operation.MODELS, body=BodyKind.NONE, path=upstream)
+        known = METHODS.get(verb)
+        if known is None or method != b"POST":
+            return None
+        return Matched(
+            operation=known[0],
+            body=BodyKind.JSON,
+            path=upstream,
+            model=_model_name(segment),
+            stream=known[1],
+        )
+
+    def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
+        """Read the token cap and the tools; the model is the path's."""
+        shared = {
+            "provider": route.provider.name,
+            "operation": route.operation,
+            "model": route.model,
+            "stream": route.stream,
+            "body_bytes": body_bytes,
+        }
+        if not body:
+            if route.body is BodyKind.JSON:
+                raise invalid("The body is empty.")
+            return ModelCall(**shared)
+        fields = _fields(body)
+        config = fields.inner("generationConfig") or fields.inner("generation_config")
+        limit = config.get("maxOutputTokens", config.get("max_output_tokens"))
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise invalid("maxOutputTokens must be a whole number.")
+        return ModelCall(
+            **shared,
+            max_tokens=-1 if limit is None else limit,
+            tools=names(name for tool in fields.items("tools") for name in _tool_names(tool)),
+        )
+
+    def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
+        """Return a reader of the last `usageMetadata`."""
+        return _UsageReader()
+
+    def render_error(self, refusal: Refusal) -> bytes:
+        """Return `{"error": {code, message, status, details}}`."""
+        info = {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": refusal.code.upper(),
+            "domain": "veklom",
+            "metadata": {"rules": ",".join(refusal.rules), "decision_id": refusal.request_id},
+        }
+        status = _STATUS.get(refusal.status, "INTERNAL" if refusal.status >= 500 else "ABORTED")
+        error = {
+            "code": refusal.status,
+            "message": refusal.sentence(),
+            "status": status,
+            "details": [info],
+        }
+        return to_json({"error": error})
+
+    def stream_error(self, code: str, message: str) -> bytes:
+        """Return a data event with an error."""
+        error = {"code": 503, "message": f"{message} [{code}]", "status": "UNAVAILABLE"}
+        return b"data: " + to_json({"error": error}) + b"\r\n\r\n"
+
+
+def _model_name(segment: bytes) -> str:
+    """Return the model that the provider will read from this path segment."""
+    name = unquote_to_bytes(segment)
+    if b"/" in name or b"%" in name or not name.isascii():
+        raise Refused("invalid_target", "The model's name is not accepted.")
+    return name.decode()
+
+
+def _fields(body: bytes) -> Body:
+    """Return the body's fields; protobuf's JSON takes either spelling, so both at once are refused."""
+    fields = Body(body, _GOVERNED)
+    if "generationConfig" in fields and "generation_config" in fields:
+        raise invalid("generationConfig stands twice.")
+    config = fields.inner("generationConfig") or fields.inner("generation_config")
+    if "maxOutputTokens" in config and "max_output_tokens" in config:
+        raise invalid("maxOutputTokens stands twice.")
+    return fields
+
+
+def _tool_names(tool: dict[str, Any]) -> list[object]:
+    declared = tool.get("functionDeclarations", tool.get("function_declarations"))
+    if isinstance(declared, list):
+        return [each.get("name") for each in declared if isinstance(each, dict)]
+    return list(tool)  # a server tool is named by its key: googleSearch, codeExecution
+
+
+class _UsageReader(BothEnds):
+    def usage(self) -> Usage:
+        found = self.last(b"usageMetadata")
+        if not found:
+            return Usage(model=self.model())
+        reasoning = count(found, "thoughtsTokenCount")
+        return Usage(
+            input=count(found, "promptTokenCount") + count(found, "toolUsePromptTokenCount"),
+            output=count(found, "candidatesTokenCount") + reasoning,
+            cache_read=count(found, "cachedContentTokenCount"),
+            reasoning=reasoning,
+            source="provider",
+            model=self.model(),
+        )

@@ -1,0 +1,163 @@
+"""OpenAI's dialect, and that of the many providers that speak it. No I/O."""
+
+import re
+from typing import TYPE_CHECKING
+
+from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.dialect import (
+    BodyKind,
+    BothEnds,
+    Matched,
+    Refusal,
+    Usage,
+    UsageReader,
+    count,
+    to_json,
+)
+from policies.request import ModelCall, Operation
+
+if TYPE_CHECKING:
+    from gateway.providers.routes import Route
+
+_ID = rb"[^/]{1,256}"
+_Row = tuple[bytes, bytes, Operation, BodyKind]
+_ROWS: tuple[_Row, ...] = (
+    (b"POST", rb"/chat/completions", Operation.CHAT, BodyKind.JSON),
+    (b"GET", rb"/chat/completions", Operation.CHAT, BodyKind.NONE),
+    (b"GET", rb"/chat/completions/" + _ID, Operation.CHAT, BodyKind.NONE),
+    (b"GET", rb"/chat/completions/" + _ID + rb"/messages", Operation.CHAT, BodyKind.NONE),
+    (b"DELETE", rb"/chat/completions/" + _ID, Operation.CHAT, BodyKind.NONE),
+    (b"POST", rb"/responses", Operation.RESPONSES, BodyKind.JSON),
+    (b"POST", rb"/responses/input_tokens", Operation.COUNT_TOKENS, BodyKind.JSON),
+    (b"POST", rb"/responses/compact", Operation.RESPONSES, BodyKind.JSON),
+    (b"GET", rb"/responses/" + _ID, Operation.RESPONSES, BodyKind.NONE),
+    (b"DELETE", rb"/responses/" + _ID, Operation.RESPONSES, BodyKind.NONE),
+    (b"POST", rb"/responses/" + _ID + rb"/cancel", Operation.RESPONSES, BodyKind.ACTION),
+    (b"GET", rb"/responses/" + _ID + rb"/input_items", Operation.RESPONSES, BodyKind.NONE),
+    (b"POST", rb"/embeddings", Operation.EMBEDDINGS, BodyKind.JSON),
+    (b"POST", rb"/images/generations", Operation.IMAGES, BodyKind.JSON),
+    (b"POST", rb"/images/edits", Operation.IMAGES, BodyKind.MULTIPART),
+    (b"POST", rb"/images/variations", Operation.IMAGES, BodyKind.MULTIPART),
+    (b"POST", rb"/audio/speech", Operation.AUDIO, BodyKind.JSON),
+    (b"POST", rb"/audio/transcriptions", Operation.AUDIO, BodyKind.MULTIPART),
+    (b"POST", rb"/audio/translations", Operation.AUDIO, BodyKind.MULTIPART),
+    (b"GET", rb"/files", Operation.FILES, BodyKind.NONE),
+    (b"POST", rb"/files", Operation.FILES, BodyKind.MULTIPART),
+    (b"GET", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
+    (b"DELETE", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
+    (b"GET", rb"/files/" + _ID + rb"/content", Operation.FILES, BodyKind.NONE),
+    (b"GET", rb"/batches", Operation.BATCHES, BodyKind.NONE),
+    (b"POST", rb"/batches", Operation.BATCHES, BodyKind.JSON),
+    (b"GET", rb"/batches/" + _ID, Operation.BATCHES, BodyKind.NONE),
+    (b"POST", rb"/batches/" + _ID + rb"/cancel", Operation.BATCHES, BodyKind.ACTION),
+    (b"GET", rb"/models", Operation.MODELS, BodyKind.NONE),
+    # Ids of open models hold slashes: `meta-llama/Llama-4`.
+    (b"GET", rb"/models/[^/]{1,256}(?:/[^/]{1,256}){0,3}", Operation.MODELS, BodyKind.NONE),
+)
+ROUTES = tuple(
+    (method, re.compile(path), operation, body) for method, path, operation, body in _ROWS
+)
+_GOVERNED = Governed(
+    "model", "models", "stream", "stream_options", "max_tokens", "max_completion_tokens",
+    "max_output_tokens", "tools",
+)  # fmt: skip
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class OpenAI:
+    """The dialect of Chat Completions, Responses and their neighbours."""
+
+    name = "openai"
+    default_auth = (b"authorization", b"Bearer ")
+    request_id_header = b"x-request-id"
+    headers = frozenset(
+        {
+            b"openai-organization", b"openai-project", b"openai-beta", b"x-client-request-id",
+            b"originator", b"session-id", b"thread-id", b"http-referer", b"x-title",
+        }
+    )  # fmt: skip
+
+    def match(self, method: bytes, path: bytes, base_path: bytes) -> Matched | None:
+        """Match below any of the prefixes that SDKs are configured with."""
+        for prefix in (b"/v1", base_path, b""):
+            if not path.startswith(prefix + b"/"):
+                continue
+            rest = path[len(prefix) :]
+            for row_method, pattern, operation, body in ROUTES:
+                if row_method == method and pattern.fullmatch(rest):
+                    return Matched(operation=operation, body=body, path=base_path + rest)
+        return None
+
+    def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
+        """Read model, stream, token cap and tools."""
+        shared = {"provider": route.provider.name, "operation": route.operation}
+        if not body:
+            if route.body is BodyKind.JSON:
+                raise invalid("The body is empty.")
+            return ModelCall(**shared, body_bytes=body_bytes)
+        fields = Body(body, _GOVERNED)
+        if "models" in fields:
+            raise invalid("Lists of fallback models are not governed; name one model.")
+        return ModelCall(
+            **shared,
+            model=fields.text("model"),
+            stream=fields.flag("stream"),
+            max_tokens=fields.whole("max_completion_tokens", "max_tokens", "max_output_tokens"),
+            tools=names(map(_tool_name, fields.items("tools"))),
+            body_bytes=body_bytes,
+        )
+
+    def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
+        """Return a reader of `usage`, wherever it stands last."""
+        return _UsageReader()
+
+    def render_error(self, refusal: Refusal) -> bytes:
+        """Return `{"error": {message, type, param, code}}`."""
+        return to_json(
+            {
+                "error": {
+                    "message": refusal.sentence(),
+                    "type": _TYPES.get(refusal.status, "invalid_request_error"),
+                    "param": None,
+                    "code": refusal.code,
+                    "rules": refusal.rules,
+                    "decision_id": refusal.request_id,
+                }
+            }
+        )
+
+    def stream_error(self, code: str, message: str) -> bytes:
+        """Return a data event with an error, which chat and responses streams both raise on."""
+        error = {"message": message, "type": "gateway_error", "code": code, "param": None}
+        return b"data: " + to_json({"error": error}) + b"\n\n"
+
+
+def _tool_name(tool: dict[str, object]) -> object:
+    function = tool.get("function")
+    if isinstance(function, dict):
+        return function.get("name")
+    return tool.get("name", tool.get("type"))
+
+
+class _UsageReader(BothEnds):
+    def usage(self) -> Usage:
+        found = self.last(b"usage")
+        if not found:
+            return Usage(model=self.model())
+        return Usage(
+            input=count(found, "prompt_tokens") or count(found, "input_tokens"),
+            output=count(found, "completion_tokens") or count(found, "output_tokens"),
+            cache_read=count(found, "prompt_tokens_details", "cached_tokens")
+            or count(found, "input_tokens_details", "cached_tokens"),
+            cache_write=count(found, "prompt_tokens_details", "cache_write_tokens")
+            or count(found, "input_tokens_details", "cache_write_tokens"),
+            reasoning=count(found, "completion_tokens_details", "reasoning_tokens")
+            or count(found, "output_tokens_details", "reasoning_tokens"),
+            source="provider",
+            model=self.model(),
+        )

@@ -1,0 +1,69 @@
+"""A provider: where its calls go and how its credential is presented. No I/O."""
+
+from typing import Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.providers.anthropic import Anthropic
+from gateway.providers.dialect import Dialect
+from gateway.providers.gemini import Gemini
+from gateway.providers.openai import OpenAI
+
+DIALECTS: dict[str, Dialect] = {each.name: each for each in (OpenAI(), Anthropic(), Gemini())}
+"""Every dialect there is."""
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """One configured provider. Only these hosts are ever dialled."""
+
+    name: str
+    dialect: Dialect
+    is_tls: bool
+    host: str
+    port: int
+    base_path: bytes
+    auth_header: bytes
+    auth_prefix: bytes
+    request_stream_usage: bool
+    ca_file: str = ""
+
+    @classmethod
+    def from_url(
+        cls, name: str, dialect: str, base_url: str, *, request_stream_usage: bool, ca_file: str = ""
+    ) -> Self:
+        """Return the provider at `base_url`.
+
+        Raises:
+            ValueError: It is not an http(s) URL of a host, with nothing behind the path.
+        """
+        url = urlsplit(base_url)
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise ValueError("must be an http or https URL")
+        if url.query or url.fragment or url.username or url.password:
+            raise ValueError("must hold a host and a path, nothing else")
+        if not base_url.isascii() or any(char.isspace() for char in base_url):
+            raise ValueError("must be plain ASCII")
+        is_tls = url.scheme == "https"
+        spoken = DIALECTS[dialect]
+        auth_header, auth_prefix = spoken.default_auth
+        return cls(
+            name=name,
+            dialect=spoken,
+            is_tls=is_tls,
+            host=url.hostname,
+            port=url.port or (443 if is_tls else 80),
+            base_path=url.path.rstrip("/").encode(),
+            auth_header=auth_header,
+            auth_prefix=auth_prefix,
+            request_stream_usage=request_stream_usage,
+            ca_file=ca_file,
+        )
+
+    @property
+    def host_header(self) -> bytes:
+        """Return the Host field's value: the port is named unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port == (443 if self.is_tls else 80):
+            return host.encode()
+        return f"{host}:{self.port}".encode()

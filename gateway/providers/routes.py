@@ -1,0 +1,106 @@
+"""From a raw request target to an operation: the only door to a provider.
+
+Laws of this file:
+- what is not known is refused, in the error shape of the provider it was meant for;
+- the path's bytes go upstream as they came, never decoded and encoded again;
+- a path that two servers could resolve differently (dot segments, doubled or turned slashes, encoded
+  or not) is refused.
+
+No I/O.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from gateway.errors import Refused
+from gateway.providers.dialect import BodyKind, Dialect
+from gateway.providers.provider import Provider
+from policies.request import Operation
+
+__all__ = ["BodyKind", "Route", "RouteTable", "RouteUnknown"]
+
+_AMBIGUOUS = re.compile(
+    rb"[^\x21-\x7e]|[#\\]|//|%(?![0-9a-f]{2})|%(?:[01][0-9a-f]|5c|7f)"
+    rb"|(?:/|%2f)(?:\.|%2e){1,2}(?=/|%2f|;|$)",
+    re.IGNORECASE,
+)
+
+MAX_TARGET_BYTES: Final = 8192
+_MAX_REMEMBERED: Final = 1024
+_METHODS = (b"GET", b"POST", b"DELETE")
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A target understood. `model` and `stream` are set where the path decides them."""
+
+    provider: Provider
+    operation: Operation
+    upstream_target: bytes
+    body: BodyKind
+    model: str = ""
+    stream: bool = False
+
+
+class RouteUnknown(Refused):  # noqa: N818 - a kind of refusal
+    """No such route; `dialect` is that of the provider it was meant for, if it was for one."""
+
+    def __init__(self, code: str, message: str, dialect: Dialect | None) -> None:
+        super().__init__(code, message)
+        self.dialect = dialect
+
+
+class RouteTable:
+    """The routes of every configured provider."""
+
+    def __init__(self, providers: Iterable[Provider]) -> None:
+        self._providers = {provider.name.encode(): provider for provider in providers}
+        self._found: OrderedDict[tuple[bytes, bytes], Route] = OrderedDict()
+
+    def find(self, method: bytes, target: bytes) -> Route:
+        """Return the route of a request line.
+
+        Raises:
+            RouteUnknown: There is none.
+            Refused: The target is ambiguous, or no origin-form path at all.
+        """
+        key = (method, target)
+        route = self._found.get(key)
+        if route is None:
+            route = self._find(method, target)
+            self._found[key] = route
+            if len(self._found) > _MAX_REMEMBERED:
+                self._found.popitem(last=False)
+        return route
+
+    def _find(self, method: bytes, target: bytes) -> Route:
+        path, mark, query = target.partition(b"?")
+        if not path.startswith(b"/") or len(target) > MAX_TARGET_BYTES or _AMBIGUOUS.search(path):
+            raise Refused("invalid_target", "The request target is not accepted.")
+        name, _, rest = path[1:].partition(b"/")
+        provider = self._providers.get(name)
+        if provider is None:
+            raise RouteUnknown("unknown_route", "There is nothing here.", None)
+        rest = b"/" + rest
+        matched = provider.dialect.match(method, rest, provider.base_path)
+        if matched is None:
+            raise self._unknown(provider, method, rest)
+        return Route(
+            provider=provider,
+            operation=matched.operation,
+            upstream_target=matched.path + mark + query,
+            body=matched.body,
+            model=matched.model,
+            stream=matched.stream,
+        )
+
+    @staticmethod
+    def _unknown(provider: Provider, method: bytes, rest: bytes) -> RouteUnknown:
+        dialect = provider.dialect
+        others = [each for each in _METHODS if each != method]
+        if any(dialect.match(each, rest, provider.base_path) for each in others):
+            return RouteUnknown("method_not_allowed", "The method is not allowed here.", dialect)
+        return RouteUnknown("unknown_route", "This operation is not governed here.", dialect)

@@ -1,0 +1,335 @@
+"""One caller's connection: strict request framing, one call at a time, then the next.
+
+Whatever could be understood in two ways ends the connection with a 4xx and reaches no provider:
+llhttp refuses most of it (both lengths, unknown codings, folded lines, bare line feeds, bad chunk
+sizes), and this file the rest (HTTP/1.0, two hosts, a second request before the first was
+answered). A connection is never used again after such a doubt.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import httptools
+
+from gateway.errors import Refused
+from gateway.execution import Header, RequestHead
+from gateway.problems import problem_from, render
+from gateway.proxy.driver import Driver
+
+if TYPE_CHECKING:
+    from gateway.proxy.server import Proxy
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+MAX_LINGER_BYTES = 1024 * 1024
+"""How much of a refused request's body is read and dropped, so that the refusal can be read."""
+
+
+class Downstream(asyncio.Protocol):
+    """A caller's connection."""
+
+    def __init__(self, proxy: "Proxy") -> None:
+        self._proxy = proxy
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._driver: Driver | None = None
+        self._client_address = ""
+        self._is_closing = False
+        self._lingered = 0
+        self._is_write_paused = False
+        self._last_activity = 0.0
+        self._expect_next()
+
+    def _expect_next(self) -> None:
+        self._target = b""
+        self._headers: list[Header] = []
+        self._body: list[bytes] = []
+        self._head_bytes = 0
+        self._hosts = 0
+        self._content_length = 0
+        self._is_chunked = False
+        self._expects_continue = False
+        self._has_begun = False
+        self._head_parsed = False
+        self._message_complete = False
+        self._body_told = False
+        self._extra = False
+        self._is_upgrade = False
+        self._asks_to_keep_alive = False
+
+    # --- for the driver ---
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the caller may send another request after this answer."""
+        return (
+            self._message_complete
+            and not self._extra
+            and not self._is_upgrade
+            and not self._proxy.is_draining
+            and self._asks_to_keep_alive
+        )
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the caller."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def write_pieces(self, pieces: list[bytes]) -> None:
+        """Queue several buffers without joining them."""
+        if self._transport is not None:
+            self._transport.writelines(pieces)
+
+    def send_continue(self) -> None:
+        """Ask for the body, where the caller waits to be asked (RFC 9110 10.1.1)."""
+        if self._expects_continue and not self._message_complete:
+            self._expects_continue = False
+            self.write(CONTINUE)
+
+    def pause_reading(self) -> None:
+        """Let the caller wait until the provider has read."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read from the caller again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def finish(self, *, keeps_alive: bool) -> None:
+        """End the call: go on with the next request, or close once the answer has left."""
+        self._driver = None
+        self._last_activity = self._proxy.now()
+        if self._transport is None:
+            return
+        if keeps_alive:
+            self._expect_next()
+            self._transport.resume_reading()
+        elif self._message_complete and not self._extra:
+            self._transport.close()
+        else:
+            self._linger()
+
+    def break_off(self, last_words: bytes = b"") -> None:
+        """End the answer so that it cannot be taken for a whole one."""
+        self._driver = None
+        if self._transport is None:
+            return
+        if last_words:
+            self._transport.write(last_words)
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    def _linger(self) -> None:
+        """Read and drop for a moment: closing over unread bytes would reset the answer away."""
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.resume_reading()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection in, unless there are too many."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows for the type checker
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._client_address = peer[0] if peer else ""
+        self._last_activity = self._proxy.now()
+        if not self._proxy.admit(self):
+            self._refuse(Refused("overloaded", "Too many connections.", retry_after_seconds=1))
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Cancel what runs for this caller."""
+        self._transport = None
+        self._proxy.forget(self)
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.on_downstream_lost()
+
+    def eof_received(self) -> bool:
+        """Close: a caller that hangs up has lost interest in the answer."""
+        return False
+
+    def pause_writing(self) -> None:
+        """Pass the caller's back-pressure on."""
+        self._is_write_paused = True
+        if self._driver is not None:
+            self._driver.on_downstream_pause()
+
+    def resume_writing(self) -> None:
+        """Pass its end on."""
+        self._is_write_paused = False
+        self._last_activity = self._proxy.now()
+        if self._driver is not None:
+            self._driver.on_downstream_resume()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read, then act on what it completed."""
+        self._last_activity = self._proxy.now()
+        if self._is_closing:
+            self._lingered += len(data)
+            if self._lingered > MAX_LINGER_BYTES and self._transport is not None:
+                self._transport.abort()
+            return
+        if self._message_complete:
+            self._extra = True  # a second request before the first was answered
+            return
+        self._has_begun = True
+        refusal = self._parse(data)
+        if refusal is not None:
+            self._on_bad_framing(refusal)
+        elif self._head_parsed:
+            self._on_progress()
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._proxy.limits.head_bytes:
+                self._on_bad_framing(Refused("head_too_large", "The request head is too large."))
+
+    def _parse(self, data: bytes) -> Refused | None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._is_upgrade = True
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            return cause if isinstance(cause, Refused) else Refused("invalid_request", "")
+        except httptools.HttpParserError:
+            if not self._message_complete:
+                return Refused("invalid_request", "The request is not well-formed HTTP/1.1.")
+            self._extra = True
+        return None
+
+    def _on_bad_framing(self, refusal: Refused) -> None:
+        if self._driver is not None:
+            self._driver.on_bad_body(refusal)
+        else:
+            self._refuse(refusal)
+
+    def _on_progress(self) -> None:
+        if self._driver is None and not self._body_told:
+            fixed = self._proxy.fixed_answer(self._parser.get_method(), self._target)
+            if fixed is not None and self._message_complete:
+                self.write(fixed)
+                self.finish(keeps_alive=self.keeps_alive)
+                return
+            self._body_told = self._message_complete
+            self._driver = Driver(self._proxy, self)
+            body, self._body = self._body, []
+            self._driver.start(self._request_head(), body, is_complete=self._message_complete)
+            return
+        driver = self._driver
+        if driver is not None and not self._body_told:
+            body, self._body = self._body, []
+            self._body_told = self._message_complete
+            driver.on_body(body, is_complete=self._message_complete)
+
+    def _request_head(self) -> RequestHead:
+        return RequestHead(
+            method=self._parser.get_method(),
+            target=self._target,
+            headers=self._headers,
+            content_length=-1 if self._is_chunked else self._content_length,
+            client_address=self._client_address,
+            is_upgrade=self._is_upgrade,
+        )
+
+    def _refuse(self, refusal: Refused) -> None:
+        """Answer what never became a call, and close."""
+        self._proxy.metrics.observe_denied(refusal.code)
+        self.write(render(problem_from(refusal), None, (), keep_alive=False))
+        self._linger()
+
+    # --- time ---
+
+    def check(self, now: float) -> None:
+        """End what has waited too long; called about once a second."""
+        limits = self._proxy.limits
+        idle = now - self._last_activity
+        if self._transport is None:
+            return
+        if self._is_closing:
+            if idle > limits.linger_seconds:
+                self._transport.abort()
+        elif self._driver is not None:
+            if self._is_write_paused and idle > limits.idle_seconds:
+                self._transport.abort()  # a caller that does not read holds a provider connection
+            else:
+                self._driver.check(now, idle)
+        elif self._has_begun:
+            if idle > limits.head_seconds:
+                self._refuse(Refused("request_timeout", "The request head did not arrive in time."))
+        elif idle > limits.keep_alive_seconds:
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Close now if no call is under way."""
+        if self._driver is None and self._transport is not None and not self._is_closing:
+            self._transport.close()
+
+    def cut(self, code: str, message: str) -> None:
+        """End the call that is under way, telling why."""
+        if self._driver is not None:
+            self._driver.cut(code, message)
+
+    # --- httptools callbacks: note, never act ---
+
+    def on_message_begin(self) -> None:
+        """Notice a request behind the first."""
+        if self._message_complete:
+            self._extra = True
+
+    def on_url(self, url: bytes) -> None:
+        """Collect the raw request target."""
+        if not self._extra:
+            self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a field; trailers are validated and dropped."""
+        if self._extra:
+            return
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._proxy.limits.head_bytes:
+            raise Refused("head_too_large", "The request head is too large.")
+        if self._head_parsed:
+            return
+        name = name.lower()
+        self._headers.append((name, value))
+        if len(self._headers) > self._proxy.limits.headers:
+            raise Refused("head_too_large", "The request has too many header fields.")
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length":
+            self._content_length = int(value)
+        elif name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise Refused("invalid_request", "Only the chunked transfer coding is understood.")
+            self._is_chunked = True
+        elif name == b"expect":
+            if value.strip().lower() != b"100-continue":
+                raise Refused("expectation_failed", "Only 100-continue is understood.")
+            self._expects_continue = True
+
+    def on_headers_complete(self) -> None:
+        """Check what the head says as a whole."""
+        if self._extra:
+            return
+        if self._parser.get_http_version() != "1.1":
+            raise Refused("http_version_not_supported", "Use HTTP/1.1.")
+        if self._hosts != 1:
+            raise Refused("invalid_request", "Exactly one Host is needed.")
+        self._head_parsed = True
+        self._asks_to_keep_alive = bool(self._parser.should_keep_alive())
+        self._head_bytes = 0  # from here it counts trailers
+
+    def on_body(self, body: bytes) -> None:
+        """Collect what this read holds of the body."""
+        if not self._extra:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the request."""
+        if not self._extra:
+            self._message_complete = True

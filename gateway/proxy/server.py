@@ -1,0 +1,213 @@
+"""What the connections of one worker share: the listener, the live calls, the limits, the clock.
+
+The proxy port answers three things itself, from constants: `HEAD /` (agents knock before they
+speak), `GET /livez`, and `GET /.well-known/veklom`, which says where sessions are opened.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.clock import Clock
+from gateway.errors import Refused
+from gateway.execution import Execution, Journal
+from gateway.proxy.downstream import Downstream
+from gateway.proxy.driver import Driver
+from gateway.proxy.pool import Pool
+from gateway.telemetry.metrics import CallMetrics
+
+SWEEP_SECONDS = 1.0
+"""How often waiting things are looked at: one timer for all instead of one for each."""
+
+
+class ProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The named limits of the data plane; sizes in bytes, waits in seconds."""
+
+    head_bytes: int
+    headers: int
+    buffered_total_bytes: int
+    streamed_body_bytes: int
+    ahead_bytes: int = 256 * 1024
+    connections: int
+    head_seconds: float
+    body_seconds: float
+    keep_alive_seconds: float
+    first_byte_seconds: float
+    idle_seconds: float
+    total_seconds: float
+    keys_seconds: float = 5.0
+    linger_seconds: float = 2.0
+
+
+OnKeys = Callable[[Refused | None], None]
+
+
+class Proxy:
+    """One worker's data plane."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names every part once
+        self,
+        *,
+        execution: Execution,
+        journal: Journal,
+        pool: Pool,
+        limits: ProxyLimits,
+        metrics: CallMetrics,
+        clock: Clock,
+        ask_for_keys: Callable[[str, str], None],
+        well_known: bytes,
+    ) -> None:
+        self.execution = execution
+        self.journal = journal
+        self.pool = pool
+        self.limits = limits
+        self.metrics = metrics
+        self.now = clock.monotonic
+        self.is_draining = False
+        self.buffered_bytes = 0
+        self.calls_started = 0
+        self._ask_for_keys = ask_for_keys
+        self._key_waiters: dict[tuple[str, str], list[tuple[float, OnKeys]]] = {}
+        self._connections: set[Downstream] = set()
+        self._live: dict[str, set[Driver]] = {}
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._on_idle: Callable[[], None] | None = None
+        self._fixed = {
+            (b"HEAD", b"/"): _fixed_answer(b"", b"text/plain"),
+            (b"GET", b"/livez"): _fixed_answer(b"ok\n", b"text/plain"),
+            (b"GET", b"/.well-known/veklom"): _fixed_answer(well_known, b"application/json"),
+        }
+
+    async def listen(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Accept callers on a bound socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Downstream(self), sock=sock, ssl=context, backlog=1024
+        )
+        self._sweeper = loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    # --- connections ---
+
+    @property
+    def connections(self) -> int:
+        """How many callers are connected."""
+        return len(self._connections)
+
+    @property
+    def live_calls(self) -> int:
+        """How many calls are with a provider."""
+        return sum(len(drivers) for drivers in self._live.values())
+
+    def admit(self, connection: Downstream) -> bool:
+        """Take a connection in; return whether it may be served."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.limits.connections
+
+    def forget(self, connection: Downstream) -> None:
+        """Let a connection go."""
+        self._connections.discard(connection)
+        if self._on_idle is not None and not self._connections:
+            self._on_idle()
+
+    def fixed_answer(self, method: bytes, target: bytes) -> bytes | None:
+        """Return the constant answer to this request, if it has one."""
+        return self._fixed.get((method, target))
+
+    # --- sessions' live calls ---
+
+    def enter(self, session_id: str, driver: Driver) -> None:
+        """Count a call as carried under a session."""
+        self._live.setdefault(session_id, set()).add(driver)
+
+    def leave(self, session_id: str, driver: Driver) -> None:
+        """Count it no longer."""
+        drivers = self._live.get(session_id)
+        if drivers is not None:
+            drivers.discard(driver)
+            if not drivers:
+                del self._live[session_id]
+
+    def cut_session(self, session_id: str) -> int:
+        """Cut every live call of a session; return how many there were."""
+        drivers = list(self._live.get(session_id, ()))
+        for driver in drivers:
+            driver.cut("session_closed", "The session was closed.")
+        return len(drivers)
+
+    # --- issuers' keys ---
+
+    def await_keys(self, issuer: str, kid: str, on_keys: OnKeys) -> None:
+        """Ask for an issuer's keys, once for all calls that wait for them."""
+        waiters = self._key_waiters.setdefault((issuer, kid), [])
+        waiters.append((self.now() + self.limits.keys_seconds, on_keys))
+        if len(waiters) == 1:
+            self._ask_for_keys(issuer, kid)
+
+    def keys_arrived(self, issuer: str, *, are_known: bool) -> None:
+        """Let every call that waited for this issuer go on, or be refused."""
+        refusal = None if are_known else _keys_unavailable()
+        for waited in [key for key in self._key_waiters if key[0] == issuer]:
+            for _, on_keys in self._key_waiters.pop(waited):
+                on_keys(refusal)
+
+    # --- time and the end ---
+
+    def _sweep(self) -> None:
+        now = self.now()
+        for connection in list(self._connections):
+            connection.check(now)
+        self.pool.sweep(now)
+        for waited, waiters in list(self._key_waiters.items()):
+            if waiters and waiters[0][0] < now:
+                for _, on_keys in self._key_waiters.pop(waited):
+                    on_keys(_keys_unavailable())
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
+
+    async def drain(self, seconds: float) -> None:
+        """Stop accepting, let live calls end for at most `seconds`, then cut the rest."""
+        self.is_draining = True
+        if self._server is not None:
+            self._server.close()
+        idle = asyncio.get_running_loop().create_future()
+
+        def on_idle() -> None:
+            if not idle.done():
+                idle.set_result(None)
+
+        self._on_idle = on_idle
+        for connection in list(self._connections):
+            connection.drain()
+        if not self._connections:
+            on_idle()
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(idle)
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.cut("draining", "The gateway is shutting down.")
+            try:
+                async with asyncio.timeout(self.limits.linger_seconds):
+                    await idle
+            except TimeoutError:
+                pass
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.pool.close()
+
+
+def _keys_unavailable() -> Refused:
+    return Refused(
+        "identity_unavailable", "The issuer's keys cannot be had now.", retry_after_seconds=5
+    )
+
+
+def _fixed_answer(body: bytes, content_type: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        content_type,
+        len(body),
+        body,
+    )

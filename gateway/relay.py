@@ -1,0 +1,186 @@
+"""What control and workers say to each other over inherited socket pairs.
+
+A frame is a 4-byte big-endian length and one MessagePack document. The two sides share nothing
+else: a worker learns of sessions, issuers' keys and the drain from here, and has no other inbox.
+A frame over `MAX_FRAME_BYTES`, or one that does not decode, ends the link: both ends are ours, so
+it can only be a defect, and a process that lost its link must not go on deciding.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from keys.session import SessionRecord
+from policies.request import Principal
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+"""Far above the largest frame, a key set of 256 KiB or a metrics snapshot."""
+
+
+class SessionKey(msgspec.Struct, frozen=True, kw_only=True, tag="session-key"):
+    """Control's first word: the raw Ed25519 key that session tokens are verified with."""
+
+    public_key: bytes
+
+
+class PutSession(msgspec.Struct, frozen=True, kw_only=True, tag="put-session"):
+    """Serve this session from now on; also sent with a new generation after a renewal."""
+
+    n: int
+    principal: Principal
+    record: SessionRecord
+
+
+class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session"):
+    """Destroy the record and cut the session's live calls."""
+
+    n: int
+    session_id: str
+    reason: str
+
+
+class IssuerKeys(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-keys"):
+    """An issuer's key set, or `jwks=None` where it could not be had."""
+
+    issuer: str
+    jwks: bytes | None
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot-request"):
+    """Ask for the worker's counters."""
+
+    n: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The worker listens and can serve."""
+
+    worker: int
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
+    """Request `n` is done; `count` is how many live calls it cut."""
+
+    n: int
+    count: int = 0
+
+
+class Touched(msgspec.Struct, frozen=True, kw_only=True, tag="touched"):
+    """These sessions carried a call since the last such message."""
+
+    session_ids: tuple[str, ...]
+
+
+class KeysNeeded(msgspec.Struct, frozen=True, kw_only=True, tag="keys-needed"):
+    """A token named a key that this worker does not know."""
+
+    issuer: str
+    kid: str
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """The worker's counters, for request `n`."""
+
+    n: int
+    data: dict[str, Any]
+
+
+ToWorker = SessionKey | PutSession | DropSession | IssuerKeys | SnapshotRequest
+ToControl = Ready | Ack | Touched | KeysNeeded | Snapshot
+Message = ToWorker | ToControl
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode_frame(message: Message) -> bytes:
+    """Return the frame for one message."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class FrameReader:
+    """Turns received bytes into messages, whatever the chunking. No I/O."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Return the messages that `data` completes.
+
+        Raises:
+            ValueError: The frame is too large or is not one of ours; the link must end.
+        """
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise ValueError("relay frame too large")
+            if len(self._buffer) < 4 + size:
+                break
+            try:
+                messages.append(_decoder.decode(self._buffer[4 : 4 + size]))
+            except msgspec.DecodeError as error:
+                raise ValueError("relay frame not understood") from error
+            del self._buffer[: 4 + size]
+        return messages
+
+
+class Link(asyncio.Protocol):
+    """One end of a relay. `on_lost` runs once, when the other process is gone."""
+
+    def __init__(
+        self, on_message: Callable[["Link", Message], None], on_lost: Callable[["Link"], None]
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        sock: socket.socket,
+        on_message: Callable[["Link", Message], None],
+        on_lost: Callable[["Link"], None],
+    ) -> "Link":
+        """Return a link over one end of a connected socket pair, which it then owns."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(lambda: cls(on_message, on_lost), sock=sock)
+        return link
+
+    def send(self, message: Message) -> None:
+        """Queue one message; a no-op once the link is lost, which `on_lost` has told."""
+        if self._transport is not None:
+            self._transport.write(encode_frame(message))
+
+    def close(self) -> None:
+        """Flush and end the link."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows for the type checker
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on each complete message; end the link at the first bad one."""
+        try:
+            messages = self._reader.feed(data)
+        except ValueError:
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        for message in messages:
+            self._on_message(self, message)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Tell the owner, once."""
+        self._transport = None
+        self._on_lost(self)

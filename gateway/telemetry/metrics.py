@@ -1,0 +1,200 @@
+"""Metrics: plain counters in the workers, one Prometheus page in the control process.
+
+Workers count into integers (an increment costs less than a label look-up) and hand out snapshots;
+control adds them up and renders. Label sets are closed: providers and operations come from the
+configuration, codes and outcomes from our own tables. Names follow OpenTelemetry's GenAI
+conventions where they have one.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+BUCKETS: Final = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+"""Seconds; the boundaries that OpenTelemetry advises for `gen_ai.client.operation.duration`."""
+
+_LABELS = ("gen_ai_provider_name", "gen_ai_operation_name", "outcome", "status_class")
+_Key = tuple[str, str, str, str]
+
+
+class _Series:
+    __slots__ = ("durations", "first_bytes", "input_tokens", "output_tokens", "seconds")
+
+    def __init__(self) -> None:
+        self.durations = [0] * (len(BUCKETS) + 1)
+        self.first_bytes = [0] * (len(BUCKETS) + 1)
+        self.seconds = [0.0, 0.0]
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+
+class CallMetrics:
+    """One worker's counts."""
+
+    def __init__(self) -> None:
+        self._series: dict[_Key, _Series] = {}
+        self._denied: dict[str, int] = {}
+        self._unrecorded_denials = 0
+
+    def observe_call(  # noqa: PLR0913 - one argument for each label and value
+        self,
+        *,
+        provider: str,
+        operation: str,
+        outcome: str,
+        status: int,
+        seconds: float,
+        first_byte_seconds: float,
+        input_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """Count a call that was forwarded."""
+        key = (provider, operation, outcome, f"{status // 100}xx")
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series()
+        series.durations[bisect_left(BUCKETS, seconds)] += 1
+        series.first_bytes[bisect_left(BUCKETS, first_byte_seconds)] += 1
+        series.seconds[0] += seconds
+        series.seconds[1] += first_byte_seconds
+        series.input_tokens += input_tokens
+        series.output_tokens += output_tokens
+
+    def observe_denied(self, code: str) -> None:
+        """Count a refusal by its code."""
+        self._denied[code] = self._denied.get(code, 0) + 1
+
+    def observe_unrecorded_denial(self) -> None:
+        """Count a refusal whose audit record could not be written."""
+        self._unrecorded_denials += 1
+
+    def snapshot(self, gauges: dict[str, float]) -> dict[str, Any]:
+        """Return everything counted so far, and the gauges given, as plain values."""
+        return {
+            "calls": [
+                [
+                    list(key),
+                    series.durations,
+                    series.first_bytes,
+                    series.seconds,
+                    series.input_tokens,
+                    series.output_tokens,
+                ]
+                for key, series in self._series.items()
+            ],
+            "denied": self._denied,
+            "unrecorded_denials": self._unrecorded_denials,
+            "gauges": gauges,
+        }
+
+
+class _Page(Collector):
+    def __init__(self, snapshots: Sequence[dict[str, Any]], gauges: dict[str, float]) -> None:
+        self._snapshots = snapshots
+        self._gauges = gauges
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._calls()
+        denied = CounterMetricFamily(
+            "veklom_denied", "Calls refused by the gateway, by code.", labels=["code"]
+        )
+        for code, number in _summed(each["denied"] for each in self._snapshots).items():
+            denied.add_metric([code], number)
+        yield denied
+        yield CounterMetricFamily(
+            "veklom_unrecorded_denials",
+            "Refusals that stood although their record could not be written.",
+            value=sum(each["unrecorded_denials"] for each in self._snapshots),
+        )
+        workers = _summed(each["gauges"] for each in self._snapshots)
+        for name, value in sorted({**workers, **self._gauges}.items()):
+            yield GaugeMetricFamily(f"veklom_{name}", _HELP.get(name, name), value=value)
+
+    def _calls(self) -> Iterator[Metric]:
+        durations = HistogramMetricFamily(
+            "gen_ai_client_operation_duration_seconds",
+            "From the call's head to its end.",
+            labels=_LABELS,
+        )
+        first = HistogramMetricFamily(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "From sending the request to the provider's first byte.",
+            labels=_LABELS,
+        )
+        tokens = {
+            kind: CounterMetricFamily(
+                f"gen_ai_client_inference_usage_{kind}_tokens",
+                f"{kind.capitalize()} tokens, as providers counted them.",
+                labels=_LABELS[:2],
+            )
+            for kind in ("input", "output")
+        }
+        totals: dict[_Key, list[Any]] = {}
+        spent: dict[tuple[str, str], list[int]] = {}
+        for snapshot in self._snapshots:
+            for key, *values in snapshot["calls"]:
+                held = totals.setdefault(tuple(key), [[0] * 15, [0] * 15, 0.0, 0.0])
+                held[0] = [a + b for a, b in zip(held[0], values[0], strict=True)]
+                held[1] = [a + b for a, b in zip(held[1], values[1], strict=True)]
+                held[2] += values[2][0]
+                held[3] += values[2][1]
+                used = spent.setdefault((key[0], key[1]), [0, 0])
+                used[0] += values[3]
+                used[1] += values[4]
+        for labels, (duration, first_byte, seconds, first_seconds) in totals.items():
+            durations.add_metric(labels, _cumulative(duration), seconds)
+            first.add_metric(labels, _cumulative(first_byte), first_seconds)
+        for where, (read, written) in spent.items():
+            tokens["input"].add_metric(where, read)
+            tokens["output"].add_metric(where, written)
+        yield durations
+        yield first
+        yield from tokens.values()
+
+
+_HELP = {
+    "connections": "Callers connected.",
+    "live_calls": "Calls that are with a provider.",
+    "upstream_connections_busy": "Connections to providers that carry a call.",
+    "buffered_bytes": "Bytes of request bodies held.",
+    "audit_pending_events": "Audit events that are not durable yet.",
+    "audit_durable_events": "Audit events written since the start.",
+    "audit_failed": "Audit logs that have failed; calls are refused.",
+    "sessions_open": "Open sessions.",
+    "workers_ready": "Workers that serve.",
+}
+
+
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets = []
+    for bound, number in zip([*map(str, BUCKETS), "+Inf"], counts, strict=True):
+        total += number
+        buckets.append((bound, float(total)))
+    return buckets
+
+
+def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for each in counts:
+        for key, number in each.items():
+            total[key] = total.get(key, 0) + number
+    return total
+
+
+def render(snapshots: Sequence[dict[str, Any]], gauges: dict[str, float]) -> bytes:
+    """Return the Prometheus page for the workers' snapshots and the control process's gauges."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Page(snapshots, gauges))
+    return generate_latest(registry)
