@@ -17,6 +17,8 @@ from gateway.audit.journal import Journal
 from gateway.audit.keyfile import load_signer
 from gateway.clock import Clock
 from gateway.config import Config
+from gateway.identity.dev_issuer import DEVELOPMENT
+from gateway.identity.tokens import Issuer
 from policies.rules import PolicySet, load_policy_set
 
 
@@ -67,10 +69,15 @@ def policy_set_of(boot: Boot) -> PolicySet:
     return load_policy_set([(source.path, source.text) for source in boot.policies], providers)
 
 
+def issuers_of(boot: Boot) -> tuple[Issuer, ...]:
+    """Return the issuers that are trusted: the configured ones, and in development our own."""
+    return (*boot.config.issuers, *((DEVELOPMENT,) if boot.is_dev else ()))
+
+
 def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> Journal:
     """Open this process's own audit log."""
     config = boot.config
-    signer = load_or_create_key(Path(config.state_dir) / "audit.key")
+    signer = load_signer(Path(config.state_dir), config.name)
     origin = f"{config.name}/{boot.boot_id}/{boot.role}"
     directory = Path(config.audit.directory) / f"{boot.boot_id}-{boot.role}"
     return Journal.open(

@@ -15,14 +15,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import structlog
-
 from gateway.audit.keyfile import load_signer
 from gateway.boot import Boot, PolicySource, write_boot
 from gateway.clock import SystemClock
-from gateway.config import Config, Listener, read_policy_sources
+from gateway.config import Config, ConfigurationError, Listener, read_policy_sources
+from gateway.setup import load_policies
+from gateway.telemetry.logs import configure_logs, get_log
 
-log = structlog.get_logger()
+log = get_log()
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
@@ -47,9 +47,20 @@ class Supervisor:
         """Start everything, wait for a signal or a death, stop everything; return an exit code."""
         # Blocked, a signal waits to be taken here instead of interrupting; children unblock them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        load_or_create_key(Path(self._config.state_dir) / "audit.key")
+        self._prepare()
         self._start()
         return self._wait()
+
+    def _prepare(self) -> None:
+        """Make what every child takes for granted: folders, keys, and the key auditors pin."""
+        config = self._config
+        signer = load_signer(Path(config.state_dir), config.name)
+        directory = Path(config.audit.directory)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "vkey").write_text(signer.vkey + "\n")
+        load_policies(config)
+        if self._is_dev:
+            log.warning("gateway.development", hint="anyone on this machine can mint an identity")
 
     def _start(self) -> None:
         config = self._config
@@ -160,5 +171,12 @@ def _url(listener: Listener, sock: socket.socket) -> str:
 
 
 def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
-    """Run a gateway until it is told to stop; return the exit code."""
+    """Run a gateway until it is told to stop; return the exit code.
+
+    Raises:
+        ConfigurationError: The policies are wrong, or a development gateway is not on loopback.
+    """
+    configure_logs(config.logs.format, config.logs.level, "supervisor")
+    if dev and not config.listeners.sessions.is_loopback:
+        raise ConfigurationError(("--dev: listeners.sessions must be a loopback address",))
     return Supervisor(config, config_path, is_dev=dev).run()

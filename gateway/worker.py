@@ -9,15 +9,15 @@ import asyncio
 import gc
 import json
 import socket
-import ssl
 
 import uvloop
 
 import gateway
 from gateway.audit.event import ProcessStarted, ProcessStopped
-from gateway.boot import Boot, boot_argument, open_journal, policy_set_of, watch_over
+from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.boot import Boot, boot_argument, issuers_of, open_journal, policy_set_of, watch_over
 from gateway.clock import SystemClock
-from gateway.config import Config
+from gateway.config import Config, providers_from
 from gateway.execution import BodyLimits, Execution
 from gateway.identity.session_tokens import SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
@@ -41,6 +41,7 @@ from gateway.relay import (
     SnapshotRequest,
     Touched,
 )
+from gateway.telemetry.logs import configure_logs
 from gateway.telemetry.metrics import CallMetrics
 from gateway.tls import client_context, server_context
 from keys.region import SecretRegion
@@ -59,9 +60,10 @@ class Worker:
         self._clock = SystemClock()
         self._metrics = CallMetrics()
         self._sessions = SessionTable(SessionVault(SecretRegion.open()))
-        self._identities = TokenVerifier(issuers_from(boot.config))
+        self._identities = TokenVerifier(issuers_of(boot))
         self._link: Link | None = None
         self._proxy: Proxy | None = None
+        self._journal: Journal | None = None
         self._first_word: asyncio.Future[SessionKey] = asyncio.get_running_loop().create_future()
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -73,7 +75,7 @@ class Worker:
         self._link = await Link.open(
             socket.socket(fileno=boot.relays[0]), self._on_message, self._on_link_lost
         )
-        journal = open_journal(boot, self._clock, loop)
+        journal = self._journal = open_journal(boot, self._clock, loop)
         journal.append(ProcessStarted(role=boot.role, version=gateway.__version__))
         session_key = await self._first_word
         providers = providers_from(config)
@@ -103,7 +105,10 @@ class Worker:
         reason = await self._stopped
         touching.cancel()
         await self._proxy.drain(config.timeouts.drain)
-        journal.append(ProcessStopped(role=boot.role, reason=reason))
+        try:
+            journal.append(ProcessStopped(role=boot.role, reason=reason))
+        except AuditUnavailable:
+            reason = "audit_unavailable"
         journal.close()
         self._link.close()
         return 0 if reason == "shutdown" else 1
@@ -139,8 +144,7 @@ class Worker:
                 link.send(Ack(n=message.n, count=cut))
             case IssuerKeys():
                 if message.jwks is not None:
-                    now = self._clock.now()
-                    self._identities.install_keys(message.issuer, message.jwks, now)
+                    self._identities.install_keys(message.issuer, message.jwks)
                 if self._proxy is not None:
                     self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
             case SnapshotRequest():
@@ -149,7 +153,18 @@ class Worker:
                 self._stop("relay_confused")
 
     def _snapshot(self) -> dict[str, object]:
-        return self._metrics.snapshot()
+        proxy, journal = self._proxy, self._journal
+        return self._metrics.snapshot(
+            {
+                "connections": proxy.connections if proxy else 0,
+                "live_calls": proxy.live_calls if proxy else 0,
+                "upstream_connections_busy": proxy.pool.busy if proxy else 0,
+                "buffered_bytes": proxy.buffered_bytes if proxy else 0,
+                "audit_pending_events": journal.pending_events if journal else 0,
+                "audit_durable_events": journal.durable_events if journal else 0,
+                "audit_failed": int(journal.has_failed) if journal else 0,
+            }
+        )
 
     def _ask_for_keys(self, issuer: str, kid: str) -> None:
         if self._link is not None:
@@ -187,13 +202,15 @@ def proxy_limits_from(config: Config) -> ProxyLimits:
     )
 
 
-async def _run() -> int:
-    return await Worker(boot_argument()).run()
+async def _run(boot: Boot) -> int:
+    return await Worker(boot).run()
 
 
 def main() -> int:
     """Run a worker; its boot message's descriptor is the only argument."""
-    return uvloop.run(_run())
+    boot = boot_argument()
+    configure_logs(boot.config.logs.format, boot.config.logs.level, boot.role)
+    return uvloop.run(_run(boot))
 
 
 if __name__ == "__main__":

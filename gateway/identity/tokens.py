@@ -125,15 +125,19 @@ class TokenVerifier:
     def __init__(self, issuers: Sequence[Issuer]) -> None:
         self._issuers = {issuer.issuer: issuer for issuer in issuers}
         self._keys: dict[str, KeySet] = {}
+        self._sources: dict[str, bytes] = {}
         self._cache: OrderedDict[bytes, tuple[float, VerifiedIdentity]] = OrderedDict()
 
-    def install_keys(self, issuer: str, jwks: bytes, _now: float = 0.0) -> None:
+    def install_keys(self, issuer: str, jwks: bytes) -> None:
         """Use this key set for the issuer from now on; what its old keys vouched for is forgotten.
 
         Raises:
             ValueError: It is no JWK set; the old keys stay.
         """
+        if self._sources.get(issuer) == jwks:
+            return
         self._keys[issuer] = KeySet.from_json(jwks)
+        self._sources[issuer] = jwks
         stale = [
             digest
             for digest, (_, identity) in self._cache.items()
@@ -141,6 +145,10 @@ class TokenVerifier:
         ]
         for digest in stale:
             del self._cache[digest]
+
+    def has_keys(self, issuer: str) -> bool:
+        """Return whether any keys of the issuer are here."""
+        return issuer in self._keys
 
     def verify(self, token: bytes, now: float) -> VerifiedIdentity:
         """Return who the token speaks for.

@@ -53,3 +53,9 @@ def configure_logs(form: str, level: str, role: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
+
+
+def get_log() -> structlog.typing.FilteringBoundLogger:
+    """Return the operational log."""
+    log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return log

@@ -1,0 +1,304 @@
+"""The control process's account of sessions: who opened them, how long they live, what is sealed.
+
+It never holds a key or a session secret: keys come as `Secret`s, are sealed and wiped; the session
+secret goes into the token and is wiped.
+
+Laws of this file:
+- a session exists only after its opening is durable in the audit log and every worker holds it;
+- a session that is gone from here is gone from every worker before anybody is told that it closed;
+- time is judged here alone: workers report use, the sweep closes what is old or idle.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.audit.event import (
+    CredentialRecord,
+    Event,
+    SessionClosed,
+    SessionOpened,
+    SessionRenewed,
+)
+from gateway.clock import Clock
+from gateway.config import Sessions
+from gateway.errors import Refused
+from gateway.identity.session_tokens import SessionTokenIssuer
+from keys.errors import UnsealFailed
+from keys.session import Deposit, SessionRecord, renew_session, seal_session
+from policies.request import Principal
+
+
+class Fleet(Protocol):
+    """The workers, as the ledger needs them."""
+
+    async def put(self, principal: Principal, record: SessionRecord) -> None:
+        """Return when every worker serves the session."""
+
+    async def drop(self, session_id: str, reason: str) -> int:
+        """Return, when every worker has forgotten the session, how many live calls were cut."""
+
+
+Recorder = Callable[[Event], Awaitable[None]]
+"""Returns when the event is durable; raises `AuditUnavailable` if it cannot be."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One open session."""
+
+    principal: Principal
+    record: SessionRecord
+    label: str
+    used_at: float
+
+    def to_public(self) -> dict[str, object]:
+        """Return what its owner may see."""
+        record = self.record
+        return {
+            "session_id": record.session_id,
+            "label": self.label,
+            "created_at": record.created_at,
+            "expires_at": record.expires_at,
+            "idle_seconds": record.idle_seconds,
+            "generation": record.generation,
+            "providers": {
+                each.provider: {"fingerprint": each.fingerprint} for each in record.credentials
+            },
+        }
+
+
+class SessionLedger:
+    """Every open session of this gateway."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names every part once
+        self,
+        *,
+        fleet: Fleet,
+        tokens: SessionTokenIssuer,
+        record: Recorder,
+        fingerprint_key: bytes,
+        limits: Sessions,
+        clock: Clock,
+    ) -> None:
+        self._fleet = fleet
+        self._tokens = tokens
+        self._record = record
+        self._fingerprint_key = fingerprint_key
+        self._limits = limits
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._opening: dict[tuple[str, str], int] = {}
+
+    def __len__(self) -> int:
+        """Return how many sessions are open."""
+        return len(self._entries)
+
+    async def open(  # noqa: PLR0913 - what a session is made of
+        self,
+        principal: Principal,
+        deposits: Sequence[Deposit],
+        *,
+        ttl_seconds: int | None,
+        idle_seconds: int | None,
+        label: str,
+        client_address: str,
+    ) -> tuple[Entry, str]:
+        """Return a new session and its token.
+
+        Raises:
+            Refused: There are too many, or its lifetime is not allowed.
+            AuditUnavailable: Its opening cannot be recorded.
+        """
+        lifetime = self._lifetime(ttl_seconds)
+        idle = self._idle(idle_seconds)
+        owner = (principal.issuer, principal.subject)
+        self._check_room(owner)
+        self._opening[owner] = self._opening.get(owner, 0) + 1
+        try:
+            entry, secret = self._seal(principal, deposits, lifetime, idle, label)
+            try:
+                await self._record(_opened(entry, client_address))
+                await self._fleet.put(principal, entry.record)
+                self._entries[entry.record.session_id] = entry
+                return entry, self._mint(entry, secret)
+            finally:
+                secret[:] = bytes(len(secret))
+        finally:
+            for deposit in deposits:
+                deposit.credential.wipe()
+            self._opening[owner] -= 1
+            if not self._opening[owner]:
+                del self._opening[owner]
+
+    def _lifetime(self, asked: int | None) -> int:
+        lifetime = int(self._limits.default_ttl) if asked is None else asked
+        if not 1 <= lifetime <= self._limits.max_ttl:
+            raise Refused("invalid_body", f"ttl_seconds must be 1 to {int(self._limits.max_ttl)}.")
+        return lifetime
+
+    def _idle(self, asked: int | None) -> int:
+        idle = int(self._limits.idle) if asked is None else asked
+        if not 1 <= idle <= self._limits.max_ttl:
+            raise Refused("invalid_body", f"idle_seconds must be 1 to {int(self._limits.max_ttl)}.")
+        return idle
+
+    def _check_room(self, owner: tuple[str, str]) -> None:
+        opening = sum(self._opening.values())
+        if len(self._entries) + opening >= self._limits.total:
+            raise Refused("overloaded", "Too many sessions are open.", retry_after_seconds=30)
+        own = sum(
+            (entry.principal.issuer, entry.principal.subject) == owner
+            for entry in self._entries.values()
+        )
+        if own + self._opening.get(owner, 0) >= self._limits.per_subject:
+            raise Refused("too_many_sessions", "Close a session before you open another.")
+
+    def _seal(
+        self, principal: Principal, deposits: Sequence[Deposit], lifetime: int, idle: int, label: str
+    ) -> tuple[Entry, bytearray]:
+        now = int(self._clock.now())
+        blank = SessionRecord(
+            session_id=secrets.token_hex(16),
+            tenant=principal.tenant,
+            issuer=principal.issuer,
+            subject=principal.subject,
+            generation=1,
+            created_at=now,
+            expires_at=now + lifetime,
+            idle_seconds=idle,
+            credentials=(),
+        )
+        record, secret = seal_session(blank, deposits, self._fingerprint_key)
+        return Entry(principal, record, label, self._clock.now()), secret
+
+    def _mint(self, entry: Entry, secret: bytearray) -> str:
+        record = entry.record
+        return self._tokens.mint(
+            session_id=record.session_id,
+            generation=record.generation,
+            subject=record.subject,
+            tenant=record.tenant,
+            secret=secret,
+            now=int(self._clock.now()),
+            expires_at=record.expires_at,
+        )
+
+    def find(self, session_id: str, principal: Principal) -> Entry:
+        """Return the caller's own session of this id.
+
+        Raises:
+            Refused: There is none; another caller's is as good as none.
+        """
+        entry = self._entries.get(session_id)
+        if entry is None or not _is_owner(entry, principal):
+            raise Refused("session_not_found", "There is no such session of yours.")
+        return entry
+
+    def list_of(self, principal: Principal) -> list[Entry]:
+        """Return the caller's own sessions."""
+        return [entry for entry in self._entries.values() if _is_owner(entry, principal)]
+
+    async def renew(
+        self, entry: Entry, secret: bytes, ttl_seconds: int | None
+    ) -> tuple[Entry, str]:
+        """Return the session's next generation and its token; the old token stops working.
+
+        Raises:
+            Refused: The secret is not this session's, or the lifetime is not allowed.
+            AuditUnavailable: The renewal cannot be recorded.
+        """
+        expires_at = int(self._clock.now()) + self._lifetime(ttl_seconds)
+        try:
+            record = renew_session(entry.record, secret, expires_at)
+        except UnsealFailed:
+            raise Refused("invalid_session_token", "The session token is not valid.") from None
+        await self._record(
+            SessionRenewed(
+                session=record.session_id,
+                tenant=record.tenant,
+                issuer=record.issuer,
+                subject=record.subject,
+                generation=record.generation,
+                expires_at=record.expires_at,
+            )
+        )
+        if self._entries.get(record.session_id) is not entry:
+            raise Refused("session_not_found", "The session was closed meanwhile.")
+        await self._fleet.put(entry.principal, record)
+        entry.record = record
+        entry.used_at = self._clock.now()
+        kept = bytearray(secret)
+        try:
+            return entry, self._mint(entry, kept)
+        finally:
+            kept[:] = bytes(len(kept))
+
+    async def close(self, session_id: str, reason: str) -> int:
+        """Destroy a session everywhere, then record it; return how many live calls were cut.
+
+        Raises:
+            AuditUnavailable: It is closed, but that could not be recorded.
+        """
+        entry = self._entries.pop(session_id, None)
+        if entry is None:
+            return 0
+        cut = await self._fleet.drop(session_id, reason)
+        await self._record(
+            SessionClosed(
+                session=session_id,
+                tenant=entry.record.tenant,
+                issuer=entry.record.issuer,
+                subject=entry.record.subject,
+                reason=reason,
+                cut_calls=cut,
+            )
+        )
+        return cut
+
+    def touch(self, session_ids: Sequence[str]) -> None:
+        """Note that these sessions carried a call."""
+        now = self._clock.now()
+        for session_id in session_ids:
+            entry = self._entries.get(session_id)
+            if entry is not None:
+                entry.used_at = now
+
+    def due(self) -> list[tuple[str, str]]:
+        """Return the sessions to close now, each with the reason."""
+        now = self._clock.now()
+        return [
+            (session_id, "expired" if entry.record.expires_at <= now else "idle")
+            for session_id, entry in self._entries.items()
+            if entry.record.expires_at <= now or entry.used_at + entry.record.idle_seconds <= now
+        ]
+
+    def all_ids(self) -> list[str]:
+        """Return the id of every open session."""
+        return list(self._entries)
+
+
+def _is_owner(entry: Entry, principal: Principal) -> bool:
+    owner = entry.principal
+    return (owner.issuer, owner.subject, owner.tenant) == (
+        principal.issuer,
+        principal.subject,
+        principal.tenant,
+    )
+
+
+def _opened(entry: Entry, client_address: str) -> SessionOpened:
+    record = entry.record
+    return SessionOpened(
+        session=record.session_id,
+        tenant=record.tenant,
+        issuer=record.issuer,
+        subject=record.subject,
+        credentials=tuple(
+            CredentialRecord(provider=each.provider, fingerprint=each.fingerprint)
+            for each in record.credentials
+        ),
+        expires_at=record.expires_at,
+        client_address=client_address,
+    )

@@ -1,0 +1,231 @@
+"""`/v1/sessions`: where callers open, renew and close sessions. The only listener that hears keys."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from gateway.api.deposits import MAX_BODY_BYTES, read_open_request
+from gateway.api.ledger import Entry, Recorder, SessionLedger
+from gateway.api.quiet import problems
+from gateway.audit.event import SessionRefused
+from gateway.audit.journal import AuditUnavailable
+from gateway.clock import Clock
+from gateway.errors import Refused
+from gateway.identity.dev_issuer import DevelopmentIssuer
+from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
+from gateway.identity.slots import Presented, find_credentials
+from gateway.providers.provider import Provider
+from policies.request import Principal
+
+READ_SECONDS: Final = 10.0
+"""How long the body of a request of at most 16 KiB may take."""
+
+VerifyIdentity = Callable[[bytes], Awaitable[Principal]]
+
+
+class _RenewRequest(msgspec.Struct, forbid_unknown_fields=True):
+    ttl_seconds: int | None = None
+
+
+class _DevelopmentTokenRequest(msgspec.Struct, forbid_unknown_fields=True):
+    subject: str = "dev"
+    tenant: str = "dev"
+    roles: tuple[str, ...] = ()
+    ttl_seconds: int = 3600
+
+
+class SessionsApi:
+    """The handlers of the sessions listener."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names every part once
+        self,
+        *,
+        ledger: SessionLedger,
+        verify_identity: VerifyIdentity,
+        session_tokens: SessionTokenVerifier,
+        providers: Mapping[str, Provider],
+        record: Recorder,
+        proxy_url: str,
+        sessions_url: str,
+        clock: Clock,
+        development: DevelopmentIssuer | None,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._ledger = ledger
+        self._verify_identity = verify_identity
+        self._session_tokens = session_tokens
+        self._providers = providers
+        self._record = record
+        self._proxy_url = proxy_url
+        self._sessions_url = sessions_url
+        self._clock = clock
+        self._development = development
+        self._is_draining = is_draining
+
+    def app(self) -> web.Application:
+        """Return the application with every route of this listener."""
+        app = web.Application(middlewares=[problems], client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.post("/v1/sessions", self.open),
+                web.get("/v1/sessions", self.list),
+                web.get("/v1/sessions/{session_id}", self.show),
+                web.post("/v1/sessions/{session_id}/renew", self.renew),
+                web.delete("/v1/sessions/{session_id}", self.close),
+                web.get("/.well-known/veklom", self.well_known),
+            ]
+        )
+        if self._development is not None:
+            app.add_routes([web.post("/dev/token", self.development_token)])
+        return app
+
+    async def well_known(self, _request: web.Request) -> web.Response:
+        """Say where sessions are opened and calls are sent."""
+        return web.json_response(
+            {"sessions": f"{self._sessions_url}/v1/sessions", "proxy": self._proxy_url}
+        )
+
+    async def open(self, request: web.Request) -> web.Response:
+        """Seal the deposited keys and answer with the session token."""
+        principal: Principal | None = None
+        try:
+            if self._is_draining():
+                raise Refused("draining", "The gateway is shutting down.", retry_after_seconds=5)
+            principal = await self._caller(_presented(request))
+            asked, deposits = read_open_request(await _body(request), self._providers)
+            entry, token = await self._ledger.open(
+                principal,
+                deposits,
+                ttl_seconds=asked.ttl_seconds,
+                idle_seconds=asked.idle_seconds,
+                label=asked.label,
+                client_address=request.remote or "",
+            )
+        except AuditUnavailable:
+            raise Refused("audit_unavailable", "The audit log cannot be written.") from None
+        except Refused as refusal:
+            await self._note_refusal(refusal, principal, request)
+            raise
+        return self._with_token(entry, token, status=201)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """List the caller's own sessions."""
+        principal = await self._caller(_presented(request))
+        sessions = [entry.to_public() for entry in self._ledger.list_of(principal)]
+        return web.json_response({"sessions": sessions})
+
+    async def show(self, request: web.Request) -> web.Response:
+        """Show one of the caller's own sessions."""
+        principal = await self._caller(_presented(request))
+        entry = self._ledger.find(request.match_info["session_id"], principal)
+        return web.json_response(entry.to_public())
+
+    async def renew(self, request: web.Request) -> web.Response:
+        """Let a session live longer, under a new token; needs both halves of who may."""
+        presented = _presented(request)
+        principal = await self._caller(presented)
+        entry = self._ledger.find(request.match_info["session_id"], principal)
+        if presented.session_token is None:
+            raise Refused("session_required", "Send the session token in X-Veklom-Session.")
+        claims = self._session_tokens.verify(presented.session_token, self._clock.now())
+        record = entry.record
+        if (claims.session_id, claims.generation) != (record.session_id, record.generation):
+            raise Refused("session_mismatch", "The token is not this session's latest.")
+        body = await _body(request)
+        try:
+            asked = msgspec.json.decode(body or b"{}", type=_RenewRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Refused("invalid_body", 'Send {"ttl_seconds": …}, or nothing.') from None
+        try:
+            entry, token = await self._ledger.renew(
+                entry, session_secret(presented.session_token), asked.ttl_seconds
+            )
+        except AuditUnavailable:
+            raise Refused("audit_unavailable", "The audit log cannot be written.") from None
+        return self._with_token(entry, token, status=200)
+
+    async def close(self, request: web.Request) -> web.Response:
+        """Destroy one of the caller's own sessions and cut its live calls."""
+        principal = await self._caller(_presented(request))
+        entry = self._ledger.find(request.match_info["session_id"], principal)
+        try:
+            cut = await self._ledger.close(entry.record.session_id, "closed")
+        except AuditUnavailable:
+            raise Refused(
+                "audit_unavailable", "The session is closed, but that could not be recorded."
+            ) from None
+        return web.json_response({"session_id": entry.record.session_id, "cut_calls": cut})
+
+    async def development_token(self, request: web.Request) -> web.Response:
+        """Mint a development identity."""
+        if self._development is None:
+            raise Refused("unknown_route", "There is nothing here.")
+        try:
+            asked = msgspec.json.decode(await _body(request), type=_DevelopmentTokenRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Refused("invalid_body", "Send subject, tenant, roles and ttl_seconds.") from None
+        token = self._development.mint(
+            subject=asked.subject,
+            tenant=asked.tenant,
+            roles=asked.roles,
+            now=int(self._clock.now()),
+            ttl_seconds=asked.ttl_seconds,
+        )
+        return web.json_response({"token": token})
+
+    async def _caller(self, presented: Presented) -> Principal:
+        if presented.identity_token is None:
+            raise Refused("no_credentials", "Send your identity provider's token as Bearer.")
+        return await self._verify_identity(presented.identity_token)
+
+    async def _note_refusal(
+        self, refusal: Refused, principal: Principal | None, request: web.Request
+    ) -> None:
+        try:
+            await self._record(
+                SessionRefused(
+                    tenant=principal.tenant if principal else "",
+                    issuer=principal.issuer if principal else "",
+                    subject=principal.subject if principal else "",
+                    code=refusal.code,
+                    client_address=request.remote or "",
+                )
+            )
+        except AuditUnavailable:
+            pass  # a refusal stays a refusal
+
+    def _with_token(self, entry: Entry, token: str, *, status: int) -> web.Response:
+        public = entry.to_public()
+        providers = {
+            each.provider: {
+                "base_url": f"{self._proxy_url}/{each.provider}"
+                + ("/v1" if self._providers[each.provider].dialect.name == "openai" else ""),
+                "fingerprint": each.fingerprint,
+            }
+            for each in entry.record.credentials
+        }
+        response = web.json_response(
+            {**public, "token": token, "providers": providers},
+            status=status,
+            headers={"cache-control": "no-store"},
+        )
+        # An idle keep-alive connection would keep the last request, and the key in it, alive.
+        response.force_close()
+        return response
+
+
+def _presented(request: web.Request) -> Presented:
+    return find_credentials([(name.lower(), value) for name, value in request.raw_headers])
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Refused("request_timeout", "The body did not arrive in time.") from None
+
+

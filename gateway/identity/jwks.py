@@ -1,0 +1,138 @@
+"""Issuers' keys, fetched by the control process and passed on to whoever verifies.
+
+Laws of this file:
+- one fetch at a time for an issuer, however many wait for it;
+- an unknown key id causes at most one fetch in `COOLDOWN_SECONDS`;
+- keys that were once had stay in use while the issuer is unreachable (`STALE_SECONDS`);
+- HTTPS only (plain HTTP where declared), no redirects, bounded size and time, and the discovery
+  document must name the issuer byte for byte.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from gateway.clock import Clock
+from gateway.config import JwksSource
+from gateway.identity.tokens import MAX_JWKS_BYTES, KeySet
+from gateway.telemetry.logs import get_log
+
+REFRESH_SECONDS: Final = 300.0
+"""Keys are fetched again this long after they came; Envoy's default lifetime is twice that."""
+
+COOLDOWN_SECONDS: Final = 30.0
+STALE_SECONDS: Final = 24 * 3600.0
+FETCH_SECONDS: Final = 5.0
+
+OnKeys = Callable[[str, bytes | None], None]
+
+log = get_log()
+
+
+class JwksUnavailable(Exception):  # noqa: N818 - named for what is the case
+    """An issuer's keys could not be fetched."""
+
+
+class _State:
+    def __init__(self, source: JwksSource) -> None:
+        self.source = source
+        self.jwks: bytes | None = None
+        self.fetched_at = 0.0
+        self.tried_at: float | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class JwksCache:
+    """The key sets of every configured issuer. `on_keys` hears each, or None where it has none."""
+
+    def __init__(self, sources: Sequence[JwksSource], clock: Clock, on_keys: OnKeys) -> None:
+        self._states = {source.issuer: _State(source) for source in sources}
+        self._clock = clock
+        self._on_keys = on_keys
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Fetch every issuer's keys once; an issuer that does not answer is asked again later."""
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
+        await asyncio.gather(*[self.need(issuer) for issuer in self._states])
+
+    async def need(self, issuer: str) -> None:
+        """Fetch the issuer's keys unless that was just tried; tell `on_keys` what there is."""
+        state = self._states.get(issuer)
+        if state is None:
+            self._on_keys(issuer, None)
+            return
+        now = self._clock.monotonic()
+        if state.task is None and (state.tried_at is None or now - state.tried_at > self._pause(state)):
+            state.tried_at = now
+            state.task = asyncio.get_running_loop().create_task(self._refresh(state))
+        if state.task is not None:
+            await asyncio.shield(state.task)
+        self._on_keys(issuer, state.jwks)
+
+    @staticmethod
+    def _pause(state: _State) -> float:
+        return COOLDOWN_SECONDS if state.jwks is not None else 1.0
+
+    async def refresh_due(self) -> None:
+        """Fetch what has grown old; called now and then."""
+        now = self._clock.monotonic()
+        for issuer, state in self._states.items():
+            if now - state.fetched_at > REFRESH_SECONDS:
+                await self.need(issuer)
+
+    async def _refresh(self, state: _State) -> None:
+        try:
+            jwks = await self._fetch(state.source)
+            KeySet.from_json(jwks)
+            state.jwks, state.fetched_at = jwks, self._clock.monotonic()
+        except (JwksUnavailable, ValueError, OSError, aiohttp.ClientError, TimeoutError) as error:
+            # The text of a client error may hold a URL's query: the kind of error is enough.
+            log.warning("issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__)
+            if self._clock.monotonic() - state.fetched_at > STALE_SECONDS:
+                state.jwks = None
+        finally:
+            state.task = None
+
+    async def _fetch(self, source: JwksSource) -> bytes:
+        if source.file:
+            return await asyncio.to_thread(Path(source.file).read_bytes)
+        url = source.url
+        if not url:
+            base = source.issuer.rstrip("/")
+            document = json.loads(await self._get(f"{base}/.well-known/openid-configuration"))
+            if not isinstance(document, dict) or document.get("issuer") != source.issuer:
+                raise JwksUnavailable("the discovery document is another issuer's")
+            url = str(document.get("jwks_uri", ""))
+        if not url.startswith("https://") and not (source.plain_http and url.startswith("http://")):
+            raise JwksUnavailable("the key set's URL is not https")
+        return await self._get(url)
+
+    async def _get(self, url: str) -> bytes:
+        if self._session is None:
+            raise JwksUnavailable("not started")
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise JwksUnavailable(f"status {response.status}")
+            body = await response.content.read(MAX_JWKS_BYTES + 1)
+            while len(body) <= MAX_JWKS_BYTES and (more := await response.content.readany()):
+                body += more
+        if len(body) > MAX_JWKS_BYTES:
+            raise JwksUnavailable("too large")
+        return body
+
+    async def close(self) -> None:
+        """Stop fetching."""
+        for state in self._states.values():
+            if state.task is not None:
+                state.task.cancel()
+        if self._session is not None:
+            await self._session.close()
