@@ -26,8 +26,8 @@ SECRET_BYTES: Final = 32
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
-_VERSION: Final = b"\x01"
-OVERHEAD_BYTES: Final = len(_VERSION) + _NONCE_BYTES + _TAG_BYTES
+_VERSION: Final = 1
+OVERHEAD_BYTES: Final = 1 + _NONCE_BYTES + _TAG_BYTES
 """How much longer the sealed form is than the credential."""
 
 _PURPOSE = b"veklom session credential v1"
@@ -66,7 +66,7 @@ def derive_key_into(session_secret: Buffer, session_id: str, out: memoryview) ->
 def seal(key: Buffer, credential: Buffer, associated_data: bytes) -> bytes:
     """Return `credential` sealed under `key`."""
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    return _VERSION + nonce + AESGCM(key).encrypt(nonce, credential, associated_data)
+    return bytes([_VERSION]) + nonce + AESGCM(key).encrypt(nonce, credential, associated_data)
 
 
 def unseal_into(key: Buffer, sealed: Buffer, associated_data: bytes, out: memoryview) -> int:
@@ -77,7 +77,7 @@ def unseal_into(key: Buffer, sealed: Buffer, associated_data: bytes, out: memory
     """
     view = memoryview(sealed)
     length = len(view) - OVERHEAD_BYTES
-    if length < 0 or view[:1] != _VERSION or length > len(out):
+    if length < 0 or view[0] != _VERSION or length > len(out):
         raise UnsealFailed
     nonce, body = view[1 : 1 + _NONCE_BYTES], view[1 + _NONCE_BYTES :]
     try:

@@ -5,6 +5,8 @@
     ├── NoCredential       the session holds no key for this provider and host
     ├── UnsealFailed       the session secret is not this record's, or the record was altered
     └── RegionExhausted    every slot is in use
+
+A `code` is stable: audit records, metrics and problems carry it.
 """
 
 

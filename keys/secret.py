@@ -5,7 +5,7 @@ shut, and `wipe` overwrites the one it holds. No I/O.
 """
 
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, SupportsIndex
 
 
 class Secret:
@@ -32,7 +32,10 @@ class Secret:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _tb: TracebackType | None,
     ) -> None:
         self.wipe()
 
@@ -45,14 +48,30 @@ class Secret:
     def __format__(self, _spec: str) -> str:
         return "Secret(…)"
 
-    def _refuse(self, *_: object) -> NoReturn:
-        raise TypeError("a secret cannot be compared, copied, hashed, pickled or iterated")
+    def __eq__(self, _other: object) -> NoReturn:
+        _refuse()
 
-    __eq__ = _refuse  # type: ignore[assignment]
-    __hash__ = None  # type: ignore[assignment]
-    __reduce__ = _refuse  # type: ignore[assignment]
-    __reduce_ex__ = _refuse  # type: ignore[assignment]
-    __copy__ = _refuse
-    __deepcopy__ = _refuse
-    __iter__ = _refuse
-    __bytes__ = _refuse
+    def __hash__(self) -> NoReturn:
+        _refuse()
+
+    def __reduce__(self) -> NoReturn:
+        _refuse()
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        _refuse()
+
+    def __copy__(self) -> NoReturn:
+        _refuse()
+
+    def __deepcopy__(self, _memo: object) -> NoReturn:
+        _refuse()
+
+    def __iter__(self) -> NoReturn:
+        _refuse()
+
+    def __bytes__(self) -> NoReturn:
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise TypeError("a secret cannot be compared, copied, hashed, pickled or iterated")

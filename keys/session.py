@@ -9,8 +9,16 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from keys.envelope import KEY_BYTES, Binding, Buffer, derive_key_into, new_session_secret, seal
-from keys.envelope import OVERHEAD_BYTES, unseal_into
+from keys.envelope import (
+    KEY_BYTES,
+    OVERHEAD_BYTES,
+    Binding,
+    Buffer,
+    derive_key_into,
+    new_session_secret,
+    seal,
+    unseal_into,
+)
 from keys.secret import Secret
 
 

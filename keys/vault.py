@@ -7,6 +7,7 @@ is the one way out: it lays an upstream head with the credential out in a slot. 
 
 import secrets
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -16,7 +17,8 @@ from keys.errors import NoCredential, UnknownSession, UnsealFailed
 from keys.region import SecretRegion, Slot
 from keys.session import SessionRecord
 
-_NONCE_BYTES = 12
+_NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class SessionVault:
             wrapped.ciphertext[:] = bytes(len(wrapped.ciphertext))
         return True
 
-    def compose_head(  # noqa: PLR0913 - the parts of one head
+    def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
         self,
         session_id: str,
         session_secret: Buffer,
@@ -74,7 +76,7 @@ class SessionVault:
         before: bytes,
         after: bytes,
     ) -> Slot:
-        """Return a slot whose view is `before`, the credential, `after`; whoever gets it releases it.
+        """Return a slot whose view is `before`, the credential, `after`; the caller releases it.
 
         Raises:
             UnknownSession: The session is not, or no longer, held here.
@@ -97,7 +99,7 @@ class SessionVault:
             raise
         return slot
 
-    def _compose(  # noqa: PLR0913 - the parts of one head
+    def _compose(  # noqa: PLR0913, PLR0917 - the parts of one head
         self,
         memory: memoryview,
         wrapped: _Wrapped,
@@ -106,21 +108,22 @@ class SessionVault:
         before: bytes,
         after: bytes,
     ) -> int:
-        # The sealing key takes the place that `before` will overwrite or that is wiped below.
-        start = len(before)
-        key = memory[len(memory) - KEY_BYTES :]
-        room = len(memory) - KEY_BYTES - start - len(after)
-        if room < len(wrapped.ciphertext):
+        # From the far end inwards lie, for this moment, the derived key and the sealed credential:
+        # not even ciphertext that a token could open ever touches ordinary memory.
+        start, size = len(before), len(wrapped.ciphertext) - _TAG_BYTES
+        scratch = memory[len(memory) - KEY_BYTES - size :]
+        sealed, key = scratch[:size], scratch[size:]
+        room = len(memory) - len(scratch) - start - len(after)
+        if room < size:
             raise UnsealFailed
         try:
-            sealed = AESGCM(self._boot.view).decrypt(wrapped.nonce, wrapped.ciphertext, None)
-        except InvalidTag:  # pragma: no cover - only a defect or flipped memory leads here
-            raise UnsealFailed from None
-        try:
+            AESGCM(self._boot.view).decrypt_into(wrapped.nonce, wrapped.ciphertext, None, sealed)
             derive_key_into(session_secret, session_id, key)
             length = unseal_into(key, sealed, wrapped.associated_data, memory[start : start + room])
+        except InvalidTag:  # pragma: no cover - only a defect or flipped memory leads here
+            raise UnsealFailed from None
         finally:
-            key[:] = bytes(KEY_BYTES)
+            scratch[:] = bytes(len(scratch))
         memory[:start] = before
         end = start + length
         memory[end : end + len(after)] = after

@@ -9,6 +9,7 @@ import ssl
 import socket
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
@@ -72,7 +73,7 @@ class _Runner(web.AppRunner):
 
 @web.middleware
 async def problems(
-    request: web.Request, handler: web.typedefs.Handler
+    request: web.Request, handler: Handler
 ) -> web.StreamResponse:
     """Turn every refusal into a problem, and what nobody foresaw into one without detail."""
     try:

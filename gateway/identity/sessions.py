@@ -58,7 +58,7 @@ class SessionTable:
         self._touched.clear()
         return touched
 
-    def compose_head(  # noqa: PLR0913 - the parts of one head
+    def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
         self, session_id: str, secret: bytes, provider: str, host: str, before: bytes, after: bytes
     ) -> Slot:
         """Return a slot that holds `before`, the unsealed credential and `after`.

@@ -7,7 +7,7 @@ answered). A connection is never used again after such a doubt.
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import cast, TYPE_CHECKING
 
 import httptools
 
@@ -133,8 +133,8 @@ class Downstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection in, unless there are too many."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows for the type checker
-        self._transport = transport
+        # uvloop's transports have the interface without being subclasses.
+        self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self._client_address = peer[0] if peer else ""
         self._last_activity = self._proxy.now()

@@ -7,7 +7,7 @@ is not used again.
 
 import asyncio
 import os
-from typing import Protocol
+from typing import cast, Protocol
 
 import httptools
 
@@ -163,8 +163,8 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport, and on plain TCP its descriptor."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows for the type checker
-        self._transport = transport
+        # uvloop's transports have the interface without being subclasses.
+        self._transport = cast("asyncio.Transport", transport)
         if transport.get_extra_info("ssl_object") is None:
             self._fd = transport.get_extra_info("socket").fileno()
 
