@@ -49,29 +49,29 @@ class Secret:
         return "Secret(…)"
 
     def __eq__(self, _other: object) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __hash__(self) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __reduce__(self) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __copy__(self) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __deepcopy__(self, _memo: object) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __iter__(self) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
     def __bytes__(self) -> NoReturn:
-        _refuse()
+        raise _refusal()
 
 
-def _refuse() -> NoReturn:
-    raise TypeError("a secret cannot be compared, copied, hashed, pickled or iterated")
+def _refusal() -> TypeError:
+    return TypeError("a secret cannot be compared, copied, hashed, pickled or iterated")
