@@ -39,14 +39,17 @@ providers:
 policies: {{path: {policies}}}
 audit: {{directory: {audit}}}
 """
-POLICY = "rules:\n" + "".join(
-    f"""\
+POLICY = (
+    "rules:\n"
+    + "".join(
+        f"""\
   - id: rule-{n}
     effect: allow
     match: {{tenant: tenant-{n}, provider: bench, model: ["gpt-*", "o{n}-*"], max_tokens: {{max: 4096}}}}
 """
-    for n in range(19)
-) + """\
+        for n in range(19)
+    )
+    + """\
   - id: bench
     effect: allow
     match: {tenant: bench, provider: bench, model: ["gpt-*"]}
@@ -61,6 +64,7 @@ limits:
     key: [tenant, session]
     concurrent: {max: 100000}
 """
+)
 NGINX = """\
 daemon off; master_process off; worker_processes 1; error_log stderr crit; pid {dir}/{name}.pid;
 events {{ worker_connections 4096; }}
@@ -201,13 +205,14 @@ def main() -> None:
         config = folder / "config.yaml"
         config.write_text(
             CONFIG.format(
-                state=folder / "state", audit=folder / "audit", policies=folder / "policies", **ports
+                state=folder / "state",
+                audit=folder / "audit",
+                policies=folder / "policies",
+                **ports,
             )
         )
         veklom = str(Path(sys.executable).with_name("veklom"))
-        gateway = run.enter_context(
-            running(0, veklom, "serve", "--dev", "--config", str(config))
-        )
+        gateway = run.enter_context(running(0, veklom, "serve", "--dev", "--config", str(config)))
         for port in ports.values():
             wait_for(port)
         sessions = f"http://127.0.0.1:{ports['sessions']}"
@@ -243,7 +248,9 @@ def measure(targets: dict[str, tuple[int, str, Path]], rounds: int, seconds: flo
                     sys.exit(f"{name}: {failed} of {done} calls failed")
                 figures[name].append(spent * 1000 / done)
                 rates[name].append(done / seconds)
-        print(f"\n{connections} connection{'s' if connections > 1 else ''}, {rounds} rounds of {seconds:g} s")
+        print(
+            f"\n{connections} connection{'s' if connections > 1 else ''}, {rounds} rounds of {seconds:g} s"
+        )
         for name, values in figures.items():
             print(
                 f"  {name:8} CPU ms/call {statistics.median(values):.4f}"
@@ -251,7 +258,9 @@ def measure(targets: dict[str, tuple[int, str, Path]], rounds: int, seconds: flo
                 f"   {statistics.median(rates[name]):8.0f} calls/s"
             )
         ratio = [b / a for a, b in zip(figures["nginx"], figures["veklom"], strict=True)]
-        print(f"  ratio veklom / nginx: {statistics.median(ratio):.2f}  [{min(ratio):.2f} .. {max(ratio):.2f}]")
+        print(
+            f"  ratio veklom / nginx: {statistics.median(ratio):.2f}  [{min(ratio):.2f} .. {max(ratio):.2f}]"
+        )
 
 
 if __name__ == "__main__":

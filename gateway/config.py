@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.identity.tokens import ALGORITHMS, Issuer
+from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
 from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
 from keys.signing import is_key_name
@@ -55,15 +55,6 @@ class Listeners(msgspec.Struct, frozen=True, kw_only=True):
     proxy: Listener
     sessions: Listener
     admin: Listener
-
-
-class JwksSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an issuer's keys come from: a URL, a file, or (neither) its discovery document."""
-
-    issuer: str
-    url: str = ""
-    file: str = ""
-    plain_http: bool = False
 
 
 class Sessions(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,8 +181,7 @@ def parse_config(text: str, path: str, environment: dict[str, str]) -> Config:
     audit = top.section("audit")
     config = Config(
         name=name,
-        state_dir=environment.get("VEKLOM_STATE_DIR")
-        or place(top.string("state_dir", "state")),
+        state_dir=environment.get("VEKLOM_STATE_DIR") or place(top.string("state_dir", "state")),
         workers=top.integer("workers", 1, low=1, high=256),
         listeners=_listeners(top.section("listeners"), place),
         issuers=issuers,
@@ -247,7 +237,9 @@ def _listener(section: Section, default: str, place: Callable[[str], str]) -> Li
     return Listener(host=host, port=int(port), certificate=certificate, private_key=private_key)
 
 
-def _issuers(top: Section, place: Callable[[str], str]) -> tuple[tuple[Issuer, ...], tuple[JwksSource, ...]]:
+def _issuers(
+    top: Section, place: Callable[[str], str]
+) -> tuple[tuple[Issuer, ...], tuple[JwksSource, ...]]:
     issuers: dict[str, Issuer] = {}
     sources = []
     for section in top.sections("issuers"):

@@ -38,7 +38,6 @@ from gateway.relay import (
     Ack,
     DropSession,
     IssuerKeys,
-    KeysNeeded as KeysNeededMessage,
     Link,
     Message,
     PutSession,
@@ -47,6 +46,9 @@ from gateway.relay import (
     Snapshot,
     SnapshotRequest,
     Touched,
+)
+from gateway.relay import (
+    KeysNeeded as KeysNeededMessage,
 )
 from gateway.telemetry.logs import configure_logs, get_log
 from gateway.telemetry.metrics import render
@@ -117,7 +119,9 @@ class Workers:
             async with asyncio.timeout(ACK_SECONDS):
                 return await asyncio.gather(*waiting)
         except (TimeoutError, ConnectionError):
-            raise Refused("overloaded", "A worker does not answer.", retry_after_seconds=1) from None
+            raise Refused(
+                "overloaded", "A worker does not answer.", retry_after_seconds=1
+            ) from None
 
     async def put(self, principal: Principal, record: SessionRecord) -> None:
         """Return when every worker serves the session."""
@@ -171,9 +175,7 @@ class Control:
             clock=self._clock,
         )
         for fd in boot.relays:
-            link = await Link.open(
-                socket.socket(fileno=fd), self._on_message, self._on_worker_lost
-            )
+            link = await Link.open(socket.socket(fileno=fd), self._on_message, self._on_worker_lost)
             self._workers.add(link)
         self._workers.tell(SessionKey(public_key=self._tokens.public_key))
         await self._jwks.start()

@@ -350,8 +350,8 @@ class Execution:
             return
         except AuditUnavailable:
             self._settle(call)
-            refusal = Refused("audit_unavailable", "The audit log cannot be written.")
-            yield self._answer(call, refusal)
+            unrecorded = Refused("audit_unavailable", "The audit log cannot be written.")
+            yield self._answer(call, unrecorded)
             return
         except GeneratorExit:
             self._settle(call)
@@ -422,7 +422,8 @@ class Execution:
             call.principal = yield from self._verify_identity(presented.identity_token, now)
         if presented.session_token is None:
             raise Refused(
-                "session_required", "Open a session with your provider key; see /.well-known/veklom."
+                "session_required",
+                "Open a session with your provider key; see /.well-known/veklom.",
             )
         claims = self._session_tokens.verify(presented.session_token, now)
         session = call.session = self._sessions.find(claims.session_id)
@@ -635,9 +636,7 @@ class Execution:
 
 def _is_same_caller(one: Principal, other: Principal) -> bool:
     return (
-        one.issuer == other.issuer
-        and one.subject == other.subject
-        and one.tenant == other.tenant
+        one.issuer == other.issuer and one.subject == other.subject and one.tenant == other.tenant
     )
 
 

@@ -93,7 +93,9 @@ class Worker:
             metrics=self._metrics,
             clock=self._clock,
             ask_for_keys=self._ask_for_keys,
-            well_known=json.dumps({"sessions": boot.addresses["sessions"] + "/v1/sessions"}).encode(),
+            well_known=json.dumps(
+                {"sessions": boot.addresses["sessions"] + "/v1/sessions"}
+            ).encode(),
         )
         listener = socket.socket(fileno=boot.listeners["proxy"])
         await self._proxy.listen(listener, server_context(config.listeners.proxy))

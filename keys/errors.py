@@ -16,25 +16,25 @@ class CustodyError(Exception):
     code = "custody_error"
 
 
-class UnknownSession(CustodyError):  # noqa: N818 - named for what is the case
+class UnknownSession(CustodyError):
     """No such session here."""
 
     code = "session_unknown"
 
 
-class NoCredential(CustodyError):  # noqa: N818 - named for what is the case
+class NoCredential(CustodyError):
     """The session holds no key for this provider and host."""
 
     code = "no_key_for_provider"
 
 
-class UnsealFailed(CustodyError):  # noqa: N818 - named for what is the case
+class UnsealFailed(CustodyError):
     """The secret does not open the record."""
 
     code = "unseal_failed"
 
 
-class RegionExhausted(CustodyError):  # noqa: N818 - named for what is the case
+class RegionExhausted(CustodyError):
     """Every slot is in use."""
 
     code = "overloaded"

@@ -18,7 +18,7 @@ _ED25519: Final = b"\x01"
 _DASH: Final = "\u2014"
 
 
-class BadSignature(Exception):  # noqa: N818 - named for what is the case
+class BadSignature(Exception):
     """A note that is not signed by the expected key, or not a note."""
 
     code = "bad_signature"

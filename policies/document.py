@@ -60,7 +60,7 @@ class Value:
 
     line: int
     column: int
-    data: "str | int | float | bool | None | list[Value] | dict[str, Value]"
+    data: "str | int | float | bool | list[Value] | dict[str, Value] | None"
 
     @property
     def kind(self) -> str:

@@ -62,9 +62,7 @@ class PolicySet:
         return self.denies + self.requires + self.allows
 
 
-def load_policy_set(
-    sources: Sequence[tuple[str, str]], providers: frozenset[str]
-) -> PolicySet:
+def load_policy_set(sources: Sequence[tuple[str, str]], providers: frozenset[str]) -> PolicySet:
     """Return the set that `sources`, pairs of path and text, compile to.
 
     Raises:

@@ -26,7 +26,8 @@ def admin_app(checks: Checks, metrics: Page) -> web.Application:
 
     async def page(_request: web.Request) -> web.Response:
         return web.Response(
-            body=await metrics(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=await metrics(),
+            headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
     app = web.Application(middlewares=[problems], client_max_size=1024)

@@ -19,7 +19,7 @@ MAX_KEYS: Final = 16
 MAX_KEY_BYTES: Final = 4096
 
 # A key becomes part of a header field: visible ASCII, or it could end the field (CR, LF).
-_KEY = re.compile(r"[\x21-\x7e]{1,%d}" % MAX_KEY_BYTES)
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_BYTES}}}")
 
 
 class OpenRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,7 +60,5 @@ def read_open_request(
             raise Refused("unknown_provider", f"Providers here are: {known}.")
         if not _KEY.fullmatch(key):
             raise Refused("invalid_body", f"The key for {name!r} is empty or not plain ASCII.")
-        deposits.append(
-            Deposit(provider=name, host=provider.host, credential=Secret(key.encode()))
-        )
+        deposits.append(Deposit(provider=name, host=provider.host, credential=Secret(key.encode())))
     return request, deposits

@@ -156,7 +156,12 @@ class SessionLedger:
             raise Refused("too_many_sessions", "Close a session before you open another.")
 
     def _seal(
-        self, principal: Principal, deposits: Sequence[Deposit], lifetime: int, idle: int, label: str
+        self,
+        principal: Principal,
+        deposits: Sequence[Deposit],
+        lifetime: int,
+        idle: int,
+        label: str,
     ) -> tuple[Entry, bytearray]:
         now = int(self._clock.now())
         blank = SessionRecord(

@@ -5,8 +5,8 @@ included, and the access log holds whole request lines. Here a request that cann
 fixed problem, nothing of it is logged, and there is no access log.
 """
 
-import ssl
 import socket
+import ssl
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -72,9 +72,7 @@ class _Runner(web.AppRunner):
 
 
 @web.middleware
-async def problems(
-    request: web.Request, handler: Handler
-) -> web.StreamResponse:
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every refusal into a problem, and what nobody foresaw into one without detail."""
     try:
         return await handler(request)

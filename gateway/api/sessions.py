@@ -227,5 +227,3 @@ async def _body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise Refused("request_timeout", "The body did not arrive in time.") from None
-
-

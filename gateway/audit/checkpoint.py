@@ -8,7 +8,7 @@ from typing import Self
 from keys.signing import Signer, Verifier
 
 
-class MalformedCheckpoint(ValueError):  # noqa: N818 - named for what is the case
+class MalformedCheckpoint(ValueError):
     """A signed text that is not a checkpoint as we write them."""
 
 

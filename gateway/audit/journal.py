@@ -55,7 +55,7 @@ _Item = tuple[bytes, Waiter | None]
 _encoder = msgspec.json.Encoder()
 
 
-class AuditUnavailable(GatewayError):  # noqa: N818 - named for what is the case
+class AuditUnavailable(GatewayError):
     """A record cannot be made durable; nothing that needs it may happen."""
 
     code = "audit_unavailable"
@@ -88,8 +88,7 @@ class Journal:
         self._second_text = ""
         self._salts = ""
         self._envelope = (
-            f'{{"v":{VERSION},"origin":{json.dumps(origin)},'
-            '"ts":"%s.%06dZ","seq":%d,"salt":"%s",'
+            f'{{"v":{VERSION},"origin":{json.dumps(origin)},"ts":"%s.%06dZ","seq":%d,"salt":"%s",'
         )
         self._thread = threading.Thread(target=self._write, name="audit", daemon=True)
 
@@ -112,7 +111,7 @@ class Journal:
         """
         journal = cls(directory, origin=origin, signer=signer, clock=clock, on_loop=on_loop)
         journal.append(LogOpened(vkey=signer.vkey))
-        journal._thread.start()  # noqa: SLF001 - a constructor of its own
+        journal._thread.start()
         return journal
 
     @property
@@ -263,7 +262,7 @@ class _Writer:
 
     def _check_in_place(self) -> None:
         """Notice a file that was removed or replaced under us: what we write would be nowhere."""
-        ours, theirs = os.fstat(self._fd), os.stat(self._path)
+        ours, theirs = os.fstat(self._fd), self._path.stat()
         if ours.st_nlink == 0 or (ours.st_ino, ours.st_dev) != (theirs.st_ino, theirs.st_dev):
             raise FileNotFoundError(self._path.name)
 
@@ -276,7 +275,10 @@ class _Writer:
         if self._segment_bytes > MAX_SEGMENT_BYTES:
             os.close(self._fd)
             self._begin_segment()
-        if self._tree.size - self._signed_size >= CHECKPOINT_EVENTS or self.seconds_to_checkpoint() == 0:
+        if (
+            self._tree.size - self._signed_size >= CHECKPOINT_EVENTS
+            or self.seconds_to_checkpoint() == 0
+        ):
             self.checkpoint()
 
     def seconds_to_checkpoint(self) -> float | None:

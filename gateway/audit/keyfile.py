@@ -10,7 +10,7 @@ from keys.signing import Signer
 SEED_BYTES = 32
 
 
-class UnsafeKeyFile(Exception):  # noqa: N818 - named for what is the case
+class UnsafeKeyFile(Exception):
     """A key file that others may read, or that is not a key."""
 
     code = "unsafe_key_file"

@@ -187,7 +187,7 @@ def _checkpoints(
         try:
             note = json.loads(line)
             if not isinstance(note, str) or json.dumps(note, ensure_ascii=False).encode() != line:
-                raise ValueError("not the one spelling of a note")  # noqa: TRY301
+                raise ValueError("not the one spelling of a note")
             checkpoint = Checkpoint.from_note(note, verifier)
         except (BadSignature, MalformedCheckpoint, ValueError) as error:
             report.findings.append(f"checkpoint {number}: {error}")

@@ -58,7 +58,12 @@ class Simulator:
 
 
 async def _events(model: str) -> AsyncIterator[str]:
-    shared = {"id": "chatcmpl-demo", "object": "chat.completion.chunk", "created": 0, "model": model}
+    shared = {
+        "id": "chatcmpl-demo",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": model,
+    }
     for word in WORDS:
         yield json.dumps({**shared, "choices": [{"index": 0, "delta": {"content": word}}]})
     done = {"index": 0, "delta": {}, "finish_reason": "stop"}

@@ -17,8 +17,7 @@ from typing import Final
 import aiohttp
 
 from gateway.clock import Clock
-from gateway.config import JwksSource
-from gateway.identity.tokens import MAX_JWKS_BYTES, KeySet
+from gateway.identity.tokens import MAX_JWKS_BYTES, JwksSource, KeySet
 from gateway.telemetry.logs import get_log
 
 REFRESH_SECONDS: Final = 300.0
@@ -33,7 +32,7 @@ OnKeys = Callable[[str, bytes | None], None]
 log = get_log()
 
 
-class JwksUnavailable(Exception):  # noqa: N818 - named for what is the case
+class JwksUnavailable(Exception):
     """An issuer's keys could not be fetched."""
 
 
@@ -71,7 +70,9 @@ class JwksCache:
             self._on_keys(issuer, None)
             return
         now = self._clock.monotonic()
-        if state.task is None and (state.tried_at is None or now - state.tried_at > self._pause(state)):
+        if state.task is None and (
+            state.tried_at is None or now - state.tried_at > self._pause(state)
+        ):
             state.tried_at = now
             state.task = asyncio.get_running_loop().create_task(self._refresh(state))
         if state.task is not None:
@@ -96,7 +97,9 @@ class JwksCache:
             state.jwks, state.fetched_at = jwks, self._clock.monotonic()
         except (JwksUnavailable, ValueError, OSError, aiohttp.ClientError, TimeoutError) as error:
             # The text of a client error may hold a URL's query: the kind of error is enough.
-            log.warning("issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__)
+            log.warning(
+                "issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__
+            )
             if self._clock.monotonic() - state.fetched_at > STALE_SECONDS:
                 state.jwks = None
         finally:

@@ -60,7 +60,16 @@ class Issuer(msgspec.Struct, frozen=True, kw_only=True):
     max_lifetime_seconds: int = 24 * 3600
 
 
-class KeysNeeded(Exception):  # noqa: N818 - a request, not an error
+class JwksSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an issuer's keys come from: a URL, a file, or (neither) its discovery document."""
+
+    issuer: str
+    url: str = ""
+    file: str = ""
+    plain_http: bool = False
+
+
+class KeysNeeded(Exception):
     """The token names a key of `issuer` that is not here (yet)."""
 
     def __init__(self, issuer: str, kid: str) -> None:

@@ -36,9 +36,7 @@ class MemoryLimiter:
         self._running: dict[Key, int] = {}
         self._admissions = 0
 
-    def admit(
-        self, limits: Sequence[Limit], request: AccessRequest
-    ) -> Reservation | QuotaStatus:
+    def admit(self, limits: Sequence[Limit], request: AccessRequest) -> Reservation | QuotaStatus:
         """Return what the call may hold, or the status of the first limit that refuses it."""
         now = self._clock.monotonic()
         arrivals: list[tuple[Key, float]] = []

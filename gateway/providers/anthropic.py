@@ -74,18 +74,21 @@ class Anthropic:
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
         """Read model, stream, token cap and tools; of a batch, what all its requests share."""
-        shared = {"provider": route.provider.name, "operation": route.operation}
+        provider, operation = route.provider.name, route.operation
         if not body:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
-            return ModelCall(**shared, body_bytes=body_bytes)
+            return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
         fields = Body(body, _GOVERNED)
         if route.operation is Operation.BATCHES:
             models = {_model_of(each) for each in fields.items("requests")}
             model = models.pop() if len(models) == 1 else ""
-            return ModelCall(**shared, model=model, body_bytes=body_bytes)
+            return ModelCall(
+                provider=provider, operation=operation, model=model, body_bytes=body_bytes
+            )
         return ModelCall(
-            **shared,
+            provider=provider,
+            operation=operation,
             model=fields.text("model"),
             stream=fields.flag("stream"),
             max_tokens=fields.whole("max_tokens"),

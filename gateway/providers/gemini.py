@@ -4,6 +4,8 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from gateway.errors import Refused
 from gateway.providers.bodies import Body, Governed, invalid, names
 from gateway.providers.dialect import (
@@ -76,24 +78,24 @@ class Gemini:
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
         """Read the token cap and the tools; the model is the path's."""
-        shared = {
-            "provider": route.provider.name,
-            "operation": route.operation,
-            "model": route.model,
-            "stream": route.stream,
-            "body_bytes": body_bytes,
-        }
+        blank = ModelCall(
+            provider=route.provider.name,
+            operation=route.operation,
+            model=route.model,
+            stream=route.stream,
+            body_bytes=body_bytes,
+        )
         if not body:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
-            return ModelCall(**shared)
+            return blank
         fields = _fields(body)
         config = fields.inner("generationConfig") or fields.inner("generation_config")
         limit = config.get("maxOutputTokens", config.get("max_output_tokens"))
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
             raise invalid("maxOutputTokens must be a whole number.")
-        return ModelCall(
-            **shared,
+        return msgspec.structs.replace(
+            blank,
             max_tokens=-1 if limit is None else limit,
             tools=names(name for tool in fields.items("tools") for name in _tool_names(tool)),
         )

@@ -108,7 +108,6 @@ class MultipartScanner:
         self._in_head = False
         return True
 
-
     def _begin_part(self, head: bytes) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS or len(head) > MAX_PART_HEAD_BYTES:

@@ -95,16 +95,17 @@ class OpenAI:
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
         """Read model, stream, token cap and tools."""
-        shared = {"provider": route.provider.name, "operation": route.operation}
+        provider, operation = route.provider.name, route.operation
         if not body:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
-            return ModelCall(**shared, body_bytes=body_bytes)
+            return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
         fields = Body(body, _GOVERNED)
         if "models" in fields:
             raise invalid("Lists of fallback models are not governed; name one model.")
         return ModelCall(
-            **shared,
+            provider=provider,
+            operation=operation,
             model=fields.text("model"),
             stream=fields.flag("stream"),
             max_tokens=fields.whole("max_completion_tokens", "max_tokens", "max_output_tokens"),

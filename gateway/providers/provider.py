@@ -30,7 +30,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_url(
-        cls, name: str, dialect: str, base_url: str, *, request_stream_usage: bool, ca_file: str = ""
+        cls,
+        name: str,
+        dialect: str,
+        base_url: str,
+        *,
+        request_stream_usage: bool,
+        ca_file: str = "",
     ) -> Self:
         """Return the provider at `base_url`.
 

@@ -45,7 +45,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
 
 
-class RouteUnknown(Refused):  # noqa: N818 - a kind of refusal
+class RouteUnknown(Refused):
     """No such route; `dialect` is that of the provider it was meant for, if it was for one."""
 
     def __init__(self, code: str, message: str, dialect: Dialect | None) -> None:

@@ -7,7 +7,7 @@ answered). A connection is never used again after such a doubt.
 """
 
 import asyncio
-from typing import cast, TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httptools
 

@@ -273,8 +273,8 @@ class Driver:
             upstream.send(chunk(piece) if self._is_request_chunked else piece)
         limit = self._proxy.limits.streamed_body_bytes
         if limit and self._exchange.request_bytes > limit:
-            refusal = Refused("body_too_large", "The body is larger than may be streamed.")
-            self._conclude("gateway_error", Fault.DOWNSTREAM, refusal)
+            too_large = Refused("body_too_large", "The body is larger than may be streamed.")
+            self._conclude("gateway_error", Fault.DOWNSTREAM, too_large)
         elif self._body_complete and self._is_request_chunked:
             upstream.send(_LAST_CHUNK)
 

@@ -96,9 +96,7 @@ class Pool:
     def sweep(self, now: float) -> None:
         """Close what has been idle too long; `now` is monotonic."""
         for idle in self._idle.values():
-            while idle and (
-                not idle[0].is_open or now - idle[0].idle_since > self._idle_seconds
-            ):
+            while idle and (not idle[0].is_open or now - idle[0].idle_since > self._idle_seconds):
                 idle.popleft().abort()
 
     def close(self) -> None:

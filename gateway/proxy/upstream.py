@@ -7,7 +7,7 @@ is not used again.
 
 import asyncio
 import os
-from typing import cast, Protocol
+from typing import Protocol, cast
 
 import httptools
 

@@ -127,7 +127,9 @@ class Gateway:
 
     def identity(self, subject: str = "alice", tenant: str = "acme", **claims: Any) -> str:
         """Return a token of the development issuer."""
-        return str(self.post("/dev/token", {"subject": subject, "tenant": tenant, **claims})["token"])
+        return str(
+            self.post("/dev/token", {"subject": subject, "tenant": tenant, **claims})["token"]
+        )
 
     def open_session(self, keys: Mapping[str, str], **who: Any) -> dict[str, Any]:
         """Open a session as a development identity; return the 201's body."""

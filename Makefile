@@ -1,0 +1,55 @@
+# `make demo` and `make test` set up all they need on a fresh Debian with Python 3.11 or later.
+
+PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(shell command -v python$(v))) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format check bench lock clean
+
+demo: $(VENV)/demo.ok
+	$(BIN)/veklom demo
+
+test: $(VENV)/dev.ok tests/npm/node_modules lint
+	$(BIN)/pytest
+
+lint: $(VENV)/dev.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.ok
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev.ok
+	command -v wrk nginx || apt-get install -y wrk nginx-light
+	$(BIN)/python bench/run.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/demo.ok: $(BIN)/python requirements/demo.txt pyproject.toml
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/demo.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev.ok: $(BIN)/python requirements/dev.txt pyproject.toml
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# Node comes as a wheel, so that the third-party doubles run on any machine.
+tests/npm/node_modules: $(VENV)/dev.ok tests/npm/package-lock.json
+	cd tests/npm && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --no-audit --no-fund --ignore-scripts
+	touch $@
+
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q
+lock: $(BIN)/python
+	$(BIN)/python -m pip install -q uv
+	$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	echo hatchling | $(COMPILE) pyproject.toml - --extra demo -o requirements/demo.txt
+	echo hatchling | $(COMPILE) pyproject.toml - --extra demo --group dev -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) tests/npm/node_modules
