@@ -83,7 +83,9 @@ class Workers:
         """Count one less; whoever waited for it hears that it is gone."""
         self._links.remove(link)
         for key in [key for key in self._waiting if key[0] is link]:
-            self._waiting.pop(key).set_exception(ConnectionError("a worker is gone"))
+            future = self._waiting.pop(key)
+            if not future.done():
+                future.set_exception(ConnectionError("a worker is gone"))
         if not self._links and not self.all_gone.done():
             self.all_gone.set_result(None)
 
@@ -110,18 +112,21 @@ class Workers:
     async def _ask(self, build: Callable[[int], Message]) -> list[Any]:
         loop = asyncio.get_running_loop()
         self._n += 1
-        waiting = []
+        n, message = self._n, build(self._n)
+        asked = {(link, n): loop.create_future() for link in self._links}
+        self._waiting.update(asked)
         for link in self._links:
-            future = self._waiting[link, self._n] = loop.create_future()
-            waiting.append(future)
-            link.send(build(self._n))
+            link.send(message)
         try:
             async with asyncio.timeout(ACK_SECONDS):
-                return await asyncio.gather(*waiting)
+                return await asyncio.gather(*asked.values())
         except (TimeoutError, ConnectionError):
             raise Refused(
                 "overloaded", "A worker does not answer.", retry_after_seconds=1
             ) from None
+        finally:
+            for key in asked:
+                self._waiting.pop(key, None)
 
     async def put(self, principal: Principal, record: SessionRecord) -> None:
         """Return when every worker serves the session."""
@@ -207,6 +212,8 @@ class Control:
             ),
         ]
         sweeper = loop.create_task(self._sweep())
+        # Without the sweep sessions would outlive their time: its death is the gateway's.
+        sweeper.add_done_callback(self._on_sweep_ended)
         reason = await self._stopped
         # Workers drain on the same signal; what they still ask for is answered until they are gone.
         await self._wait_for_workers()
@@ -319,6 +326,11 @@ class Control:
                 for session_id, reason in self._ledger.due():
                     await self._close(session_id, reason)
             await self._jwks.refresh_due()
+
+    def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:
+        if not sweeper.cancelled():
+            log.error("sweep.died", error=type(sweeper.exception()).__name__)
+            self._stop("sweeper_died")
 
     async def _close(self, session_id: str, reason: str) -> None:
         try:

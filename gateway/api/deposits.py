@@ -52,13 +52,13 @@ def read_open_request(
         raise Refused("invalid_body", f"Deposit 1 to {MAX_KEYS} keys.")
     if len(request.label) > 128:
         raise Refused("invalid_body", "The label is too long.")
-    deposits = []
     for name, key in request.keys.items():
-        provider = providers.get(name)
-        if provider is None:
+        if name not in providers:
             known = ", ".join(sorted(providers))
             raise Refused("unknown_provider", f"Providers here are: {known}.")
         if not _KEY.fullmatch(key):
             raise Refused("invalid_body", f"The key for {name!r} is empty or not plain ASCII.")
-        deposits.append(Deposit(provider=name, host=provider.host, credential=Secret(key.encode())))
-    return request, deposits
+    return request, [
+        Deposit(provider=name, host=providers[name].host, credential=Secret(key.encode()))
+        for name, key in request.keys.items()
+    ]

@@ -4,13 +4,16 @@ It never holds a key or a session secret: keys come as `Secret`s, are sealed and
 secret goes into the token and is wiped.
 
 Laws of this file:
-- a session exists only after its opening is durable in the audit log and every worker holds it;
-- a session that is gone from here is gone from every worker before anybody is told that it closed;
+- a token is handed out only after the opening is durable in the audit log and every worker holds
+  the session; a session that not every worker holds is destroyed;
+- nobody is told that a session closed before it is gone from every worker;
 - time is judged here alone: workers report use, the sweep closes what is old or idle.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +24,7 @@ from gateway.audit.event import (
     SessionOpened,
     SessionRenewed,
 )
+from gateway.audit.journal import AuditUnavailable
 from gateway.clock import Clock
 from gateway.config import Sessions
 from gateway.errors import Refused
@@ -89,7 +93,7 @@ class SessionLedger:
         self._limits = limits
         self._clock = clock
         self._entries: dict[str, Entry] = {}
-        self._opening: dict[tuple[str, str], int] = {}
+        self._opening: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
         """Return how many sessions are open."""
@@ -111,26 +115,29 @@ class SessionLedger:
             Refused: There are too many, or its lifetime is not allowed.
             AuditUnavailable: Its opening cannot be recorded.
         """
-        lifetime = self._lifetime(ttl_seconds)
-        idle = self._idle(idle_seconds)
-        owner = (principal.issuer, principal.subject)
-        self._check_room(owner)
-        self._opening[owner] = self._opening.get(owner, 0) + 1
         try:
-            entry, secret = self._seal(principal, deposits, lifetime, idle, label)
-            try:
+            lifetime, idle = self._lifetime(ttl_seconds), self._idle(idle_seconds)
+            with self._room_for(principal):
+                entry, secret = self._seal(principal, deposits, lifetime, idle, label)
                 await self._record(_opened(entry, client_address))
-                await self._fleet.put(principal, entry.record)
+                # A crash here: an opening is on record, and nothing was opened.
                 self._entries[entry.record.session_id] = entry
-                return entry, self._mint(entry, secret)
-            finally:
-                secret[:] = bytes(len(secret))
         finally:
             for deposit in deposits:
                 deposit.credential.wipe()
-            self._opening[owner] -= 1
-            if not self._opening[owner]:
-                del self._opening[owner]
+        try:
+            await self._serve(entry)
+            return entry, self._mint(entry, secret)
+        finally:
+            secret[:] = bytes(len(secret))
+
+    async def _serve(self, entry: Entry) -> None:
+        """Have every worker serve the session; one that not all of them serve is destroyed."""
+        try:
+            await self._fleet.put(entry.principal, entry.record)
+        except Refused:
+            await self.close(entry.record.session_id, "not_served")
+            raise
 
     def _lifetime(self, asked: int | None) -> int:
         lifetime = int(self._limits.default_ttl) if asked is None else asked
@@ -144,16 +151,25 @@ class SessionLedger:
             raise Refused("invalid_body", f"idle_seconds must be 1 to {int(self._limits.max_ttl)}.")
         return idle
 
-    def _check_room(self, owner: tuple[str, str]) -> None:
-        opening = sum(self._opening.values())
-        if len(self._entries) + opening >= self._limits.total:
+    @contextmanager
+    def _room_for(self, principal: Principal) -> Iterator[None]:
+        """Hold a place for one more session until it counts among the open ones."""
+        owner = (principal.issuer, principal.subject)
+        if len(self._entries) + self._opening.total() >= self._limits.total:
             raise Refused("overloaded", "Too many sessions are open.", retry_after_seconds=30)
         own = sum(
             (entry.principal.issuer, entry.principal.subject) == owner
             for entry in self._entries.values()
         )
-        if own + self._opening.get(owner, 0) >= self._limits.per_subject:
+        if own + self._opening[owner] >= self._limits.per_subject:
             raise Refused("too_many_sessions", "Close a session before you open another.")
+        self._opening[owner] += 1
+        try:
+            yield
+        finally:
+            self._opening[owner] -= 1
+            if not self._opening[owner]:
+                del self._opening[owner]
 
     def _seal(
         self,
@@ -214,26 +230,23 @@ class SessionLedger:
             Refused: The secret is not this session's, or the lifetime is not allowed.
             AuditUnavailable: The renewal cannot be recorded.
         """
+        before = entry.record
         expires_at = int(self._clock.now()) + self._lifetime(ttl_seconds)
         try:
-            record = renew_session(entry.record, secret, expires_at)
+            record = renew_session(before, secret, expires_at)
         except UnsealFailed:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
-        await self._record(
-            SessionRenewed(
-                session=record.session_id,
-                tenant=record.tenant,
-                issuer=record.issuer,
-                subject=record.subject,
-                generation=record.generation,
-                expires_at=record.expires_at,
-            )
-        )
-        if self._entries.get(record.session_id) is not entry:
-            raise Refused("session_not_found", "The session was closed meanwhile.")
-        await self._fleet.put(entry.principal, record)
+        # Taken before anything is awaited: of two renewals at once, the second finds it renewed.
         entry.record = record
         entry.used_at = self._clock.now()
+        try:
+            await self._record(_renewed(record))
+        except AuditUnavailable:
+            entry.record = before
+            raise
+        if self._entries.get(record.session_id) is not entry:
+            raise Refused("session_not_found", "The session was closed meanwhile.")
+        await self._serve(entry)
         kept = bytearray(secret)
         try:
             return entry, self._mint(entry, kept)
@@ -245,21 +258,16 @@ class SessionLedger:
 
         Raises:
             AuditUnavailable: It is closed, but that could not be recorded.
+            Refused: It is closed here; a worker that does not answer closes it when it runs again.
         """
         entry = self._entries.pop(session_id, None)
         if entry is None:
             return 0
-        cut = await self._fleet.drop(session_id, reason)
-        await self._record(
-            SessionClosed(
-                session=session_id,
-                tenant=entry.record.tenant,
-                issuer=entry.record.issuer,
-                subject=entry.record.subject,
-                reason=reason,
-                cut_calls=cut,
-            )
-        )
+        cut = 0
+        try:
+            cut = await self._fleet.drop(session_id, reason)
+        finally:
+            await self._record(_closed(entry.record, reason, cut))
         return cut
 
     def touch(self, session_ids: Sequence[str]) -> None:
@@ -306,4 +314,26 @@ def _opened(entry: Entry, client_address: str) -> SessionOpened:
         ),
         expires_at=record.expires_at,
         client_address=client_address,
+    )
+
+
+def _renewed(record: SessionRecord) -> SessionRenewed:
+    return SessionRenewed(
+        session=record.session_id,
+        tenant=record.tenant,
+        issuer=record.issuer,
+        subject=record.subject,
+        generation=record.generation,
+        expires_at=record.expires_at,
+    )
+
+
+def _closed(record: SessionRecord, reason: str, cut_calls: int) -> SessionClosed:
+    return SessionClosed(
+        session=record.session_id,
+        tenant=record.tenant,
+        issuer=record.issuer,
+        subject=record.subject,
+        reason=reason,
+        cut_calls=cut_calls,
     )

@@ -58,6 +58,9 @@ class _Handler(RequestHandler):
     def log_exception(self, *_args: object, **_kwargs: object) -> None:
         log.error("request.failed", error="connection")
 
+    def log_debug(self, *_args: object, **_kwargs: object) -> None:
+        pass
+
 
 class _Server(Server):
     def __call__(self) -> RequestHandler:

@@ -1,6 +1,7 @@
-"""`/v1/sessions`: where callers open, renew and close sessions. The only listener that hears keys."""
+"""`/v1/sessions`: callers open, renew and close sessions. The only listener that hears keys."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -24,6 +25,8 @@ READ_SECONDS: Final = 10.0
 """How long the body of a request of at most 16 KiB may take."""
 
 VerifyIdentity = Callable[[bytes], Awaitable[Principal]]
+
+_PRINCIPAL: Final = web.RequestKey("principal", Principal)
 
 
 class _RenewRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,66 +93,60 @@ class SessionsApi:
 
     async def open(self, request: web.Request) -> web.Response:
         """Seal the deposited keys and answer with the session token."""
-        principal: Principal | None = None
-        try:
-            if self._is_draining():
-                raise Refused("draining", "The gateway is shutting down.", retry_after_seconds=5)
-            principal = await self._caller(_presented(request))
-            asked, deposits = read_open_request(await _body(request), self._providers)
-            entry, token = await self._ledger.open(
-                principal,
-                deposits,
-                ttl_seconds=asked.ttl_seconds,
-                idle_seconds=asked.idle_seconds,
-                label=asked.label,
-                client_address=request.remote or "",
-            )
-        except AuditUnavailable:
-            raise Refused("audit_unavailable", "The audit log cannot be written.") from None
-        except Refused as refusal:
-            await self._note_refusal(refusal, principal, request)
-            raise
+        return await self._audited(request, self._open)
+
+    async def _open(self, request: web.Request) -> web.Response:
+        self._refuse_when_draining()
+        principal = await self._caller(request)
+        asked, deposits = read_open_request(await _body(request), self._providers)
+        entry, token = await self._ledger.open(
+            principal,
+            deposits,
+            ttl_seconds=asked.ttl_seconds,
+            idle_seconds=asked.idle_seconds,
+            label=asked.label,
+            client_address=request.remote or "",
+        )
         return self._with_token(entry, token, status=201)
 
     async def list(self, request: web.Request) -> web.Response:
         """List the caller's own sessions."""
-        principal = await self._caller(_presented(request))
+        principal = await self._caller(request)
         sessions = [entry.to_public() for entry in self._ledger.list_of(principal)]
         return web.json_response({"sessions": sessions})
 
     async def show(self, request: web.Request) -> web.Response:
         """Show one of the caller's own sessions."""
-        principal = await self._caller(_presented(request))
+        principal = await self._caller(request)
         entry = self._ledger.find(request.match_info["session_id"], principal)
         return web.json_response(entry.to_public())
 
     async def renew(self, request: web.Request) -> web.Response:
         """Let a session live longer, under a new token; needs both halves of who may."""
-        presented = _presented(request)
-        principal = await self._caller(presented)
+        return await self._audited(request, self._renew)
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        self._refuse_when_draining()
+        principal = await self._caller(request)
+        try:
+            asked = msgspec.json.decode(await _body(request) or b"{}", type=_RenewRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Refused("invalid_body", 'Send {"ttl_seconds": …}, or nothing.') from None
+        # Nothing is awaited between here and the ledger's taking it: the token stays the latest.
         entry = self._ledger.find(request.match_info["session_id"], principal)
-        if presented.session_token is None:
+        token = _presented(request).session_token
+        if token is None:
             raise Refused("session_required", "Send the session token in X-Veklom-Session.")
-        claims = self._session_tokens.verify(presented.session_token, self._clock.now())
+        claims = self._session_tokens.verify(token, self._clock.now())
         record = entry.record
         if (claims.session_id, claims.generation) != (record.session_id, record.generation):
             raise Refused("session_mismatch", "The token is not this session's latest.")
-        body = await _body(request)
-        try:
-            asked = msgspec.json.decode(body or b"{}", type=_RenewRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise Refused("invalid_body", 'Send {"ttl_seconds": …}, or nothing.') from None
-        try:
-            entry, token = await self._ledger.renew(
-                entry, session_secret(presented.session_token), asked.ttl_seconds
-            )
-        except AuditUnavailable:
-            raise Refused("audit_unavailable", "The audit log cannot be written.") from None
-        return self._with_token(entry, token, status=200)
+        entry, renewed = await self._ledger.renew(entry, session_secret(token), asked.ttl_seconds)
+        return self._with_token(entry, renewed, status=200)
 
     async def close(self, request: web.Request) -> web.Response:
         """Destroy one of the caller's own sessions and cut its live calls."""
-        principal = await self._caller(_presented(request))
+        principal = await self._caller(request)
         entry = self._ledger.find(request.match_info["session_id"], principal)
         try:
             cut = await self._ledger.close(entry.record.session_id, "closed")
@@ -161,7 +158,8 @@ class SessionsApi:
 
     async def development_token(self, request: web.Request) -> web.Response:
         """Mint a development identity."""
-        if self._development is None:
+        # A name that resolves to loopback may be a web page's (DNS rebinding); an address is not.
+        if self._development is None or request.url.host not in {"127.0.0.1", "::1", "localhost"}:
             raise Refused("unknown_route", "There is nothing here.")
         try:
             asked = msgspec.json.decode(await _body(request), type=_DevelopmentTokenRequest)
@@ -176,26 +174,30 @@ class SessionsApi:
         )
         return web.json_response({"token": token})
 
-    async def _caller(self, presented: Presented) -> Principal:
-        if presented.identity_token is None:
+    async def _caller(self, request: web.Request) -> Principal:
+        token = _presented(request).identity_token
+        if token is None:
             raise Refused("no_credentials", "Send your identity provider's token as Bearer.")
-        return await self._verify_identity(presented.identity_token)
+        principal = request[_PRINCIPAL] = await self._verify_identity(token)
+        return principal
 
-    async def _note_refusal(
-        self, refusal: Refused, principal: Principal | None, request: web.Request
-    ) -> None:
+    def _refuse_when_draining(self) -> None:
+        if self._is_draining():
+            raise Refused("draining", "The gateway is shutting down.", retry_after_seconds=5)
+
+    async def _audited(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> web.Response:
+        """Run a handler whose refusals are evidence too; without evidence nothing is granted."""
         try:
-            await self._record(
-                SessionRefused(
-                    tenant=principal.tenant if principal else "",
-                    issuer=principal.issuer if principal else "",
-                    subject=principal.subject if principal else "",
-                    code=refusal.code,
-                    client_address=request.remote or "",
-                )
-            )
+            return await handler(request)
         except AuditUnavailable:
-            pass  # a refusal stays a refusal
+            raise Refused("audit_unavailable", "The audit log cannot be written.") from None
+        except Refused as refusal:
+            # A refusal stays a refusal, even if it cannot be recorded.
+            with contextlib.suppress(AuditUnavailable):
+                await self._record(_refused(refusal, request))
+            raise
 
     def _with_token(self, entry: Entry, token: str, *, status: int) -> web.Response:
         public = entry.to_public()
@@ -221,9 +223,22 @@ def _presented(request: web.Request) -> Presented:
     return find_credentials([(name.lower(), value) for name, value in request.raw_headers])
 
 
+def _refused(refusal: Refused, request: web.Request) -> SessionRefused:
+    principal = request.get(_PRINCIPAL)
+    return SessionRefused(
+        tenant=principal.tenant if principal else "",
+        issuer=principal.issuer if principal else "",
+        subject=principal.subject if principal else "",
+        code=refusal.code,
+        client_address=request.remote or "",
+    )
+
+
 async def _body(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(READ_SECONDS):
             return await request.read()
     except TimeoutError:
         raise Refused("request_timeout", "The body did not arrive in time.") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise Refused("body_too_large", f"Send at most {MAX_BODY_BYTES} bytes.") from None
