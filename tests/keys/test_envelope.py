@@ -1,0 +1,94 @@
+"""A sealed credential opens with its own key, for its own binding, and in no other way."""
+
+from dataclasses import astuple, fields, replace
+
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from keys.envelope import Binding, derive_key_into, seal, unseal_into
+from keys.errors import UnsealFailed
+
+BINDING = Binding(
+    tenant="acme",
+    issuer="https://idp",
+    subject="alice",
+    provider="openai",
+    host="api.openai.com",
+    session_id="ab" * 16,
+    generation=1,
+    expires_at=2_000_000_000,
+)
+KEY = bytes(range(32))
+
+texts = st.text(max_size=8)
+bindings = st.builds(
+    Binding,
+    tenant=texts,
+    issuer=texts,
+    subject=texts,
+    provider=texts,
+    host=texts,
+    session_id=texts,
+    generation=st.integers(0, 99),
+    expires_at=st.integers(0, 99),
+)
+
+
+def unseal(sealed: bytes, associated_data: bytes, key: bytes = KEY) -> bytes:
+    """Return the credential, by way of a buffer."""
+    out = bytearray(8192)
+    return bytes(out[: unseal_into(key, sealed, associated_data, memoryview(out))])
+
+
+@given(st.binary(max_size=4096))
+def test_what_is_sealed_opens(credential: bytes) -> None:
+    """Sealing and unsealing give the credential back, at its own length."""
+    data = BINDING.to_associated_data()
+    assert unseal(seal(KEY, credential, data), data) == credential
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Binding)])
+def test_nothing_bound_may_differ(field: str) -> None:
+    """With any one part of the binding changed the credential stays shut."""
+    sealed = seal(KEY, b"sk-planted", BINDING.to_associated_data())
+    value = getattr(BINDING, field)
+    other = replace(BINDING, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    with pytest.raises(UnsealFailed):
+        unseal(sealed, other.to_associated_data())
+
+
+@given(st.data())
+def test_no_bit_may_flip(data: st.DataObject) -> None:
+    """One flipped bit anywhere, version and nonce included, and it does not open."""
+    bound = BINDING.to_associated_data()
+    sealed = bytearray(seal(KEY, b"sk-planted", bound))
+    bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
+    sealed[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(UnsealFailed):
+        unseal(bytes(sealed), bound)
+
+
+@given(st.integers(0, 38))
+def test_a_cut_envelope_does_not_open(length: int) -> None:
+    """A prefix of an envelope is refused like a forged one."""
+    bound = BINDING.to_associated_data()
+    with pytest.raises(UnsealFailed):
+        unseal(seal(KEY, b"sk-planted", bound)[:length], bound)
+
+
+@given(bindings, bindings)
+def test_no_two_bindings_read_alike(one: Binding, other: Binding) -> None:
+    """Text cannot move from one part of a binding to the next and stay the same."""
+    assume(astuple(one) != astuple(other))
+    assert one.to_associated_data() != other.to_associated_data()
+
+
+def test_the_derivation_is_the_standard_one() -> None:
+    """The key is SHA-256(counter ‖ S ‖ purpose, 0, session id), as SP 800-56C 4.1 has it."""
+    secret, out = b"s" * 32, bytearray(32)
+    derive_key_into(secret, "sid", memoryview(out))
+    expected = Hash(SHA256())
+    expected.update(b"\0\0\0\1" + secret + b"veklom session credential v1\0sid")
+    assert out == expected.finalize()

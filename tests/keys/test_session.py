@@ -1,0 +1,96 @@
+"""Opening and renewing a session: the record and the secret open keys together, neither alone."""
+
+import pytest
+
+from keys.errors import UnsealFailed
+from keys.region import SecretRegion
+from keys.secret import Secret
+from keys.session import Deposit, SessionRecord, fingerprint, renew_session, seal_session
+from keys.vault import SessionVault
+
+PLAIN = b"sk-planted-credential"
+BLANK = SessionRecord(
+    session_id="ab" * 16,
+    tenant="acme",
+    issuer="https://idp",
+    subject="alice",
+    generation=1,
+    created_at=1,
+    expires_at=100,
+    idle_seconds=10,
+    credentials=(),
+)
+
+
+def opened() -> tuple[SessionRecord, bytearray]:
+    """Return a sealed session of one key."""
+    deposit = Deposit(provider="openai", host="api.openai.com", credential=Secret(PLAIN))
+    return seal_session(BLANK, [deposit], b"f" * 32)
+
+
+def use(record: SessionRecord, secret: bytes | bytearray) -> bytes:
+    """Return the credential, by the way that a worker takes."""
+    vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096))
+    vault.put(record)
+    slot = vault.compose_head(record.session_id, secret, "openai", "api.openai.com", b"", b"")
+    return bytes(slot.view)
+
+
+def test_the_record_holds_neither_half_in_clear() -> None:
+    """Neither the credential nor the session secret stands in the record."""
+    record, secret = opened()
+    shown = repr(record).encode() + record.credentials[0].sealed
+    assert PLAIN not in shown
+    assert bytes(secret) not in shown
+
+
+def test_every_session_has_its_own_secret() -> None:
+    """Two sessions of the same key do not open each other."""
+    (first, _), (_, other) = opened(), opened()
+    with pytest.raises(UnsealFailed):
+        use(first, other)
+
+
+def test_a_renewed_session_opens_with_the_same_secret() -> None:
+    """Renewal keeps secret and credential, counts the generation and moves the expiry."""
+    record, secret = opened()
+    renewed = renew_session(record, secret, 500)
+    assert (renewed.generation, renewed.expires_at) == (2, 500)
+    assert use(renewed, secret) == PLAIN
+
+
+def test_an_earlier_generation_cannot_pass_for_a_later_one() -> None:
+    """The old sealed credential does not open in the new record."""
+    record, secret = opened()
+    renewed = renew_session(record, secret, 500)
+    mixed = SessionRecord(
+        **{
+            name: getattr(renewed, name)
+            for name in SessionRecord.__slots__
+            if name != "credentials"
+        },
+        credentials=record.credentials,
+    )
+    with pytest.raises(UnsealFailed):
+        use(mixed, secret)
+
+
+def test_renewal_needs_the_secret() -> None:
+    """Without the session's own secret a session cannot be renewed."""
+    record, _ = opened()
+    with pytest.raises(UnsealFailed):
+        renew_session(record, bytes(32), 500)
+
+
+def test_a_fingerprint_names_a_key_and_tells_nothing() -> None:
+    """Same key, same name; another key, provider or deployment, another name."""
+    name = fingerprint(b"f" * 32, "openai", PLAIN)
+    assert name.startswith("v1:")
+    assert name == fingerprint(b"f" * 32, "openai", PLAIN)
+    others = {
+        fingerprint(b"g" * 32, "openai", PLAIN),
+        fingerprint(b"f" * 32, "mistral", PLAIN),
+        fingerprint(b"f" * 32, "openai", PLAIN + b"x"),
+    }
+    assert name not in others
+    assert len(others) == 3

@@ -1,0 +1,121 @@
+"""The vault lays a head out with the credential in it, in a slot, and leaves nothing behind."""
+
+import mmap
+
+import pytest
+
+from keys.errors import CustodyError, NoCredential, RegionExhausted, UnknownSession, UnsealFailed
+from keys.region import SecretRegion
+from keys.secret import Secret
+from keys.session import Deposit, SessionRecord, seal_session
+from keys.vault import SessionVault
+
+PLAIN = b"sk-planted-credential"
+HOST = "api.openai.com"
+SLOT_BYTES = 1024
+SID = "ab" * 16
+
+
+class Bench:
+    """A vault with one open session, and the memory below its region."""
+
+    def __init__(self, slots: int = 3) -> None:
+        self.memory = mmap.mmap(-1, slots * SLOT_BYTES)
+        self.region = SecretRegion(self.memory, SLOT_BYTES)
+        self.vault = SessionVault(self.region)
+        blank = SessionRecord(
+            session_id=SID,
+            tenant="acme",
+            issuer="https://idp",
+            subject="alice",
+            generation=1,
+            created_at=1,
+            expires_at=100,
+            idle_seconds=10,
+            credentials=(),
+        )
+        deposit = Deposit(provider="openai", host=HOST, credential=Secret(PLAIN))
+        self.record, self.secret = seal_session(blank, [deposit], b"f" * 32)
+        self.vault.put(self.record)
+
+    def nonzero(self) -> int:
+        """Return how many bytes of the region are not zero."""
+        return len(self.memory) - self.memory[:].count(0)
+
+
+def test_lays_out_a_head() -> None:
+    """The slot shows what goes before, the credential, and what comes after."""
+    bench = Bench()
+    slot = bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"key: ", b"\r\n\r\n")
+    assert slot.view == b"key: " + PLAIN + b"\r\n\r\n"
+
+
+def test_leaves_only_the_boot_key_behind() -> None:
+    """After release nothing but the 32 bytes of the boot key is left in the region."""
+    bench = Bench()
+    bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"a" * 300, b"b" * 300).release()
+    assert bench.nonzero() <= 32
+
+
+def test_scratch_is_gone_while_the_head_is_in_use() -> None:
+    """Beside the head, neither the derived key nor the sealed form is left in the slot."""
+    bench = Bench()
+    slot = bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"a", b"b")
+    assert slot.whole[len(slot.view) :] == bytes(SLOT_BYTES - len(slot.view))
+
+
+@pytest.mark.parametrize(
+    ("session", "secret", "provider", "host", "before", "error"),
+    [
+        ("cd" * 16, None, "openai", HOST, 10, UnknownSession),
+        (SID, None, "anthropic", HOST, 10, NoCredential),
+        (SID, None, "openai", "evil.example", 10, NoCredential),
+        (SID, bytes(32), "openai", HOST, 10, UnsealFailed),
+        (SID, b"short", "openai", HOST, 10, UnsealFailed),
+        (SID, None, "openai", HOST, SLOT_BYTES, UnsealFailed),
+        (SID, None, "openai", HOST, SLOT_BYTES - 64, UnsealFailed),
+    ],
+)
+def test_refuses_and_leaves_nothing(  # noqa: PLR0917 - a row of the table
+    session: str,
+    secret: bytes | None,
+    provider: str,
+    host: str,
+    before: int,
+    error: type[CustodyError],
+) -> None:
+    """Whatever is wrong, the slot comes back wiped and the error holds no key."""
+    bench = Bench()
+    free = bench.region.free
+    with pytest.raises(error) as caught:
+        bench.vault.compose_head(
+            session, secret or bench.secret, provider, host, b"a" * before, b"b"
+        )
+    assert "planted" not in repr(caught.value)
+    assert bench.region.free == free
+    assert bench.nonzero() <= 32
+
+
+def test_a_dropped_session_is_gone_and_overwritten() -> None:
+    """Closing overwrites what was held; the right secret then opens nothing."""
+    bench = Bench()
+    held = bench.vault._sessions[SID]["openai"].ciphertext
+    assert bench.vault.drop(SID)
+    assert held == bytes(len(held))
+    assert not bench.vault.drop(SID)
+    with pytest.raises(UnknownSession):
+        bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
+
+
+def test_what_is_held_does_not_open_with_the_session_secret() -> None:
+    """In ordinary memory the sealed form itself never appears: it is wrapped under the boot key."""
+    bench = Bench()
+    assert bench.record.credentials[0].sealed not in bench.vault._sessions[SID]["openai"].ciphertext
+
+
+def test_says_when_every_slot_is_in_use() -> None:
+    """With no slot free a head is refused, not queued."""
+    bench = Bench(slots=2)
+    bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
+    with pytest.raises(RegionExhausted):
+        bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
