@@ -1,0 +1,362 @@
+"""The sessions listener over real sockets: what it grants, refuses, records, and never repeats."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.api.ledger import SessionLedger
+from gateway.api.quiet import serve
+from gateway.api.sessions import SessionsApi
+from gateway.audit.event import Event, SessionClosed, SessionOpened, SessionRefused, SessionRenewed
+from gateway.audit.journal import AuditUnavailable
+from gateway.config import Sessions
+from gateway.errors import Refused
+from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier, session_secret
+from gateway.providers.provider import Provider
+from keys.region import SecretRegion
+from keys.session import SessionRecord
+from keys.vault import SessionVault
+from policies.request import Principal
+
+KEY = "sk-planted-credential"
+OPEN = {"keys": {"openai": KEY}, "label": "laptop"}
+
+
+class Clock:
+    """Time that the test moves."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def now(self) -> float:
+        """Return the test's time."""
+        return self.time
+
+    monotonic = now
+
+
+class Worker:
+    """A fleet of one: a vault, as a worker has it."""
+
+    def __init__(self) -> None:
+        self.vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096))
+        self.records: dict[str, SessionRecord] = {}
+        self.answers = True
+
+    def _check(self) -> None:
+        if not self.answers:
+            raise Refused("overloaded", "A worker does not answer.", retry_after_seconds=1)
+
+    async def put(self, _principal: Principal, record: SessionRecord) -> None:
+        """Serve, or fail to."""
+        self._check()
+        self.records[record.session_id] = record
+        self.vault.put(record)
+
+    async def drop(self, session_id: str, _reason: str) -> int:
+        """Forget; three calls were live."""
+        self._check()
+        self.records.pop(session_id, None)
+        self.vault.drop(session_id)
+        return 3
+
+
+class House:
+    """Everything behind the listener, and a caller's way in."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.worker = Worker()
+        self.events: list[Event] = []
+        self.audit_works = True
+        self.is_draining = False
+        tokens = SessionTokenIssuer("test")
+        self.ledger = SessionLedger(
+            fleet=self.worker,
+            tokens=tokens,
+            record=self.record,
+            fingerprint_key=b"f" * 32,
+            limits=Sessions(default_ttl=3600, max_ttl=7200, idle=600, per_subject=2, total=3),
+            clock=self.clock,
+        )
+        openai = Provider.from_url(
+            "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
+        )
+        self.api = SessionsApi(
+            ledger=self.ledger,
+            verify_identity=self.verify,
+            session_tokens=SessionTokenVerifier(tokens.public_key, "test"),
+            providers={"openai": openai},
+            record=self.record,
+            proxy_url="http://proxy",
+            sessions_url="http://sessions",
+            clock=self.clock,
+            development=None,
+            is_draining=lambda: self.is_draining,
+        )
+        self.port = 0
+
+    async def record(self, event: Event) -> None:
+        """Keep an event, as the journal would."""
+        if not self.audit_works:
+            raise AuditUnavailable("full")
+        self.events.append(event)
+
+    async def verify(self, token: bytes) -> Principal:
+        """Believe `eyJ<subject>`."""
+        return Principal(issuer="https://idp", subject=token[3:].decode(), tenant="acme")
+
+    async def raw(self, request: bytes) -> bytes:
+        """Return everything that is answered until the connection ends."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        who: str = "alice",
+        session: str = "",
+    ) -> tuple[int, Any, bytes]:
+        """Return status, JSON and head of an answer."""
+        content = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {len(content)}\r\n"
+        head += f"authorization: Bearer eyJ{who}\r\n" if who else ""
+        head += f"x-veklom-session: {session}\r\n" if session else ""
+        answer = await self.raw(head.encode() + b"connection: close\r\n\r\n" + content)
+        head_bytes, _, tail = answer.partition(b"\r\n\r\n")
+        return int(head_bytes[9:12]), json.loads(tail), head_bytes.lower()
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    """Serve the API on loopback."""
+    house = House()
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    house.port = sock.getsockname()[1]
+    runner = await serve(house.api.app(), sock, None)
+    yield house
+    await runner.cleanup()
+
+
+async def test_opening_grants_a_token_that_opens_the_key(house: House) -> None:
+    """The 201's token carries the half that, with the worker's record, gives the key back."""
+    status, body, head = await house.ask("POST", "/v1/sessions", OPEN)
+    assert status == 201
+    assert b"connection: close" in head
+    assert b"cache-control: no-store" in head
+    assert body["providers"]["openai"]["base_url"] == "http://proxy/openai/v1"
+    assert KEY not in json.dumps(body)
+    secret = session_secret(body["token"].encode())
+    slot = house.worker.vault.compose_head(
+        body["session_id"], secret, "openai", "api.openai.com", b"", b""
+    )
+    assert slot.view == KEY.encode()
+    [opened] = house.events
+    assert isinstance(opened, SessionOpened)
+    assert KEY not in repr(opened)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 400, "invalid_body"),
+        ([], 400, "invalid_body"),
+        ({"keys": {}}, 400, "invalid_body"),
+        ({"keys": {"openai": ""}}, 400, "invalid_body"),
+        ({"keys": {"openai": f"{KEY}\r\nhost: evil"}}, 400, "invalid_body"),
+        ({"keys": {"openai": f"{KEY}\u00e9"}}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY * 300}}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY}, "extra": 1}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY}, "ttl_seconds": 0}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY}, "ttl_seconds": 7201}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY}, "idle_seconds": -1}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY}, "ttl_seconds": KEY}, 400, "invalid_body"),
+        ({"keys": {"openai": KEY, "nobody": KEY}}, 400, "unknown_provider"),
+        ({"keys": {"openai": "x" * 17_000}}, 413, "body_too_large"),
+    ],
+)
+async def test_bad_deposits_are_refused_recorded_and_not_repeated(
+    house: House, body: object, status: int, code: str
+) -> None:
+    """A refusal is a problem with its code, is evidence, opens nothing and quotes no key."""
+    answered, problem, head = await house.ask("POST", "/v1/sessions", body)
+    assert answered == status
+    assert b"application/problem+json" in head
+    assert "planted" not in json.dumps(problem)
+    assert [event.code for event in house.events if isinstance(event, SessionRefused)] == [code]
+    assert not len(house.ledger)
+    assert not house.worker.records
+
+
+async def test_who_asks_must_say_who(house: House) -> None:
+    """Without an identity there is a challenge and nothing else."""
+    for method, path in [
+        ("POST", "/v1/sessions"),
+        ("GET", "/v1/sessions"),
+        ("GET", "/v1/sessions/x"),
+        ("POST", "/v1/sessions/x/renew"),
+        ("DELETE", "/v1/sessions/x"),
+    ]:
+        status, _, head = await house.ask(method, path, OPEN, who="")
+        assert status == 401
+        assert b"www-authenticate: bearer" in head
+
+
+async def test_another_callers_session_does_not_exist(house: House) -> None:
+    """Nobody sees, renews or closes a session but who opened it."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path = f"/v1/sessions/{body['session_id']}"
+    assert (await house.ask("GET", path, who="mallory"))[0] == 404
+    assert (await house.ask("DELETE", path, who="mallory"))[0] == 404
+    renewing = await house.ask("POST", f"{path}/renew", who="mallory", session=body["token"])
+    assert renewing[0] == 404
+    assert (await house.ask("GET", "/v1/sessions", who="mallory"))[1] == {"sessions": []}
+    status, seen, _ = await house.ask("GET", path)
+    assert status == 200
+    assert "token" not in seen
+    assert "token" not in (await house.ask("GET", "/v1/sessions"))[1]["sessions"][0]
+
+
+async def test_renewing_replaces_the_token(house: House) -> None:
+    """The new token opens the key, the old one cannot renew again; both are recorded."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path = f"/v1/sessions/{body['session_id']}/renew"
+    house.clock.time += 100
+    status, renewed, _ = await house.ask("POST", path, {"ttl_seconds": 7200}, session=body["token"])
+    assert (status, renewed["generation"]) == (200, 2)
+    assert renewed["expires_at"] == house.clock.time + 7200
+    assert house.worker.records[body["session_id"]].generation == 2
+    assert (await house.ask("POST", path, session=body["token"]))[0] == 403
+    kinds = [type(event) for event in house.events]
+    assert kinds == [SessionOpened, SessionRenewed, SessionRefused]
+
+
+async def test_of_two_renewals_at_once_one_wins(house: House) -> None:
+    """Two renewals with the same token do not both count."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path = f"/v1/sessions/{body['session_id']}/renew"
+    answers = await asyncio.gather(
+        *(house.ask("POST", path, session=body["token"]) for _ in range(4))
+    )
+    assert sorted(status for status, _, _ in answers) == [200, 403, 403, 403]
+    assert house.worker.records[body["session_id"]].generation == 2
+
+
+async def test_closing_destroys_and_says_what_it_cut(house: House) -> None:
+    """After the answer no worker holds the session; a second time there is none."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path = f"/v1/sessions/{body['session_id']}"
+    status, closed, _ = await house.ask("DELETE", path)
+    assert (status, closed["cut_calls"]) == (200, 3)
+    assert not house.worker.records
+    assert isinstance(house.events[-1], SessionClosed)
+    assert (await house.ask("DELETE", path))[0] == 404
+
+
+async def test_caps_hold_under_concurrency(house: House) -> None:
+    """However many open at once, a subject has its cap and the gateway its own."""
+    own = await asyncio.gather(*(house.ask("POST", "/v1/sessions", OPEN) for _ in range(6)))
+    assert sorted(status for status, _, _ in own) == [201, 201, 429, 429, 429, 429]
+    others = await asyncio.gather(
+        *(house.ask("POST", "/v1/sessions", OPEN, who=f"user{n}") for n in range(4))
+    )
+    assert sorted(status for status, _, _ in others) == [201, 503, 503, 503]
+    assert len(house.ledger) == 3
+
+
+async def test_what_cannot_be_recorded_does_not_happen(house: House) -> None:
+    """With the audit log gone nothing opens and nothing is renewed; closing still destroys."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    house.audit_works = False
+    assert (await house.ask("POST", "/v1/sessions", OPEN))[0] == 503
+    assert len(house.ledger) == 1
+    path = f"/v1/sessions/{body['session_id']}"
+    assert (await house.ask("POST", f"{path}/renew", session=body["token"]))[0] == 503
+    assert house.worker.records[body["session_id"]].generation == 1
+    assert (await house.ask("DELETE", path))[0] == 503
+    assert not house.worker.records
+
+
+async def test_a_session_that_not_every_worker_holds_is_destroyed(house: House) -> None:
+    """If a worker does not answer no token is given, and the log says that it closed."""
+    house.worker.answers = False
+    assert (await house.ask("POST", "/v1/sessions", OPEN))[0] == 503
+    assert not len(house.ledger)
+    assert [type(event) for event in house.events] == [SessionOpened, SessionClosed, SessionRefused]
+
+
+async def test_old_and_idle_sessions_are_due(house: House) -> None:
+    """Time closes a session that is old or unused, and use keeps it from being idle."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    sid = body["session_id"]
+    house.clock.time += 599
+    assert house.ledger.due() == []
+    house.ledger.touch([sid, "unknown"])
+    house.clock.time += 599
+    assert house.ledger.due() == []
+    house.clock.time += 1
+    assert house.ledger.due() == [(sid, "idle")]
+    house.clock.time += 3600
+    assert house.ledger.due() == [(sid, "expired")]
+
+
+async def test_a_draining_gateway_opens_nothing(house: House) -> None:
+    """During the drain openings are refused, to be tried elsewhere."""
+    house.is_draining = True
+    status, _, head = await house.ask("POST", "/v1/sessions", OPEN)
+    assert status == 503
+    assert b"retry-after: 5" in head
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET / HTTP/1.1\r\nhost: h\r\nauthorization: Bearer sk-planted\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\nauthorization: Bearer sk-planted"
+        + b"x" * 20_000
+        + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\nsk-planted bad: 1\r\n\r\n",
+        b"sk-planted / HTTP/1.1\r\nhost: h\r\n\r\n",
+        b"GET /?key=sk-planted HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",
+        b"POST /v1/sessions HTTP/1.1\r\nhost: h\r\nauthorization: Bearer eyJa\r\n"
+        b"transfer-encoding: chunked\r\n\r\nzz\r\nsk-planted\r\n",
+        b"POST /v1/sessions HTTP/1.1\r\nhost: h\r\nauthorization: sk-planted\r\n"
+        b"content-length: 0\r\n\r\n",
+    ],
+)
+async def test_never_repeats_what_it_heard(
+    house: House,
+    request_bytes: bytes,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A malformed request is neither echoed in the answer nor logged, and ends the connection."""
+    caplog.set_level(0)
+    answer = await house.raw(request_bytes)
+    printed = capfd.readouterr()
+    assert answer[:7] == b"HTTP/1."  # aiohttp answers what it cannot parse as 1.0
+    assert answer[9:10] == b"4"
+    assert b"planted" not in answer
+    assert "planted" not in printed.out + printed.err + caplog.text
+
+
+async def test_says_where_to_go(house: House) -> None:
+    """The well-known document names both listeners; every other path is a problem."""
+    status, body, _ = await house.ask("GET", "/.well-known/veklom", who="")
+    assert (status, body) == (
+        200,
+        {"sessions": "http://sessions/v1/sessions", "proxy": "http://proxy"},
+    )
+    assert (await house.ask("GET", "/nowhere"))[0] == 404
+    assert (await house.ask("PUT", "/v1/sessions"))[0] == 405
+    assert (await house.ask("POST", "/dev/token", {}))[0] == 404
