@@ -1,6 +1,8 @@
 # `make demo` and `make test` set up all they need on a fresh Debian with Python 3.11 or later.
 
-PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(shell command -v python$(v))) python3)
+# The first interpreter that really runs and is new enough: a name on the path may be an empty shim.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -27,6 +29,7 @@ bench: $(VENV)/dev.ok
 	$(BIN)/python bench/run.py
 
 $(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
 
 $(VENV)/demo.ok: $(BIN)/python requirements/demo.txt pyproject.toml
