@@ -1,10 +1,10 @@
 """A sealed credential opens with its own key, for its own binding, and in no other way."""
 
-from dataclasses import astuple, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keys.envelope import Binding, derive_key_into, seal, unseal_into
@@ -21,19 +21,6 @@ BINDING = Binding(
     expires_at=2_000_000_000,
 )
 KEY = bytes(range(32))
-
-texts = st.text(max_size=8)
-bindings = st.builds(
-    Binding,
-    tenant=texts,
-    issuer=texts,
-    subject=texts,
-    provider=texts,
-    host=texts,
-    session_id=texts,
-    generation=st.integers(0, 99),
-    expires_at=st.integers(0, 99),
-)
 
 
 def unseal(sealed: bytes, associated_data: bytes, key: bytes = KEY) -> bytes:
@@ -78,10 +65,13 @@ def test_a_cut_envelope_does_not_open(length: int) -> None:
         unseal(seal(KEY, b"sk-planted", bound)[:length], bound)
 
 
-@given(bindings, bindings)
-def test_no_two_bindings_read_alike(one: Binding, other: Binding) -> None:
-    """Text cannot move from one part of a binding to the next and stay the same."""
-    assume(astuple(one) != astuple(other))
+@given(st.integers(0, 4), st.text(min_size=1, max_size=8), st.data())
+def test_text_cannot_move_between_parts(index: int, text: str, data: st.DataObject) -> None:
+    """Bindings that differ only in where one part ends and the next begins do not read alike."""
+    names = ["tenant", "issuer", "subject", "provider", "host", "session_id"]
+    cut = data.draw(st.integers(0, len(text) - 1))
+    one = replace(BINDING, **{names[index]: text[:cut], names[index + 1]: text[cut:]})
+    other = replace(BINDING, **{names[index]: text, names[index + 1]: ""})
     assert one.to_associated_data() != other.to_associated_data()
 
 

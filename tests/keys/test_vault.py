@@ -76,7 +76,7 @@ def test_scratch_is_gone_while_the_head_is_in_use() -> None:
         (SID, None, "openai", HOST, SLOT_BYTES - 64, UnsealFailed),
     ],
 )
-def test_refuses_and_leaves_nothing(  # noqa: PLR0917 - a row of the table
+def test_refuses_and_leaves_nothing(
     session: str,
     secret: bytes | None,
     provider: str,
