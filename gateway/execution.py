@@ -43,6 +43,7 @@ from gateway.telemetry.metrics import CallMetrics
 from keys.region import Slot
 from policies.decision import Decision, Verdict
 from policies.engine import decide
+from policies.quota import QuotaStatus
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
 
@@ -188,7 +189,7 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
-        "principal", "reservation", "route", "secret", "session",
+        "principal", "reservation", "route", "secret", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -205,6 +206,7 @@ class _Call:
         self.inspect: Callable[[bytes], None] | None = None
         self.decision: Decision | None = None
         self.reservation: Reservation | None = None
+        self.statuses: tuple[QuotaStatus, ...] = ()
 
 
 class _Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -381,6 +383,7 @@ class Execution:
             raise Refused(code, decision.message, rules=decision.rules)
         admission = self._limiter.admit(self._policy_set.limits, request)
         if not isinstance(admission, Reservation):
+            call.statuses = (admission,)
             raise Refused(
                 admission.code,
                 f"The limit {admission.name!r} is reached.",
@@ -388,6 +391,7 @@ class Execution:
                 limit=admission.name,
             )
         call.reservation = admission
+        call.statuses = admission.statuses
         return _Granted(
             route=route,
             dialect=route.provider.dialect,
@@ -484,8 +488,7 @@ class Execution:
             if rewritten is not None:
                 call.body = rewritten
                 asks = True
-        statuses = call.reservation.statuses if call.reservation is not None else ()
-        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(statuses)]
+        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
         return ResponseGuard(granted, extra, removes_usage_event=asks)
 
     def _forward(
@@ -551,8 +554,7 @@ class Execution:
     def _answer(self, call: _Call, refusal: Refused) -> Answer:
         problem = problem_from(refusal, decision_id=call.call_id)
         headers: list[Header] = [(b"x-veklom-call", call.call_id.encode())]
-        if call.reservation is not None:
-            headers += rate_limit_headers(call.reservation.statuses)
+        headers += rate_limit_headers(call.statuses)
         return Answer(problem, call.dialect, headers)
 
     # what is written down

@@ -1,7 +1,8 @@
-"""Request framing: whatever could be read in two ways gets a clean 4xx or a close, and no provider hears."""
+"""Request framing: what could be read in two ways gets a 4xx or a close, and no provider hears."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,15 @@ MALFORMED = {
     "a bare carriage return": LINE + HOST + b"@X: a\rb\r\n" + LENGTH + b"\r\n" + BODY,
     "a zero byte": LINE + HOST + b"@X: a\x00b\r\n" + LENGTH + b"\r\n" + BODY,
     "space in a name": LINE + HOST + b"@X y: b\r\n" + LENGTH + b"\r\n" + BODY,
-    "chunk size in hex notation": LINE + HOST + b"@" + CHUNKED + b"\r\n0xd\r\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk size in 0x": LINE + HOST + b"@" + CHUNKED + b"\r\n0xd\r\n" + BODY + b"\r\n0\r\n\r\n",
     "chunk size too large": LINE + HOST + b"@" + CHUNKED + b"\r\nfffffffffffffffff\r\n",
     "chunk without its end": LINE + HOST + b"@" + CHUNKED + b"\r\nd\r\n" + BODY + b"XX0\r\n\r\n",
-    "chunk size with a line feed": LINE + HOST + b"@" + CHUNKED + b"\r\nd\n" + BODY + b"\r\n0\r\n\r\n",
+    "chunk size, line feed": LINE + HOST + b"@" + CHUNKED + b"\r\nd\n" + BODY + b"\r\n0\r\n\r\n",
     "HTTP/1.0": LINE.replace(b"1.1", b"1.0") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "absolute form": LINE.replace(b"/openai", b"http://evil/openai") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
+    "absolute": LINE.replace(b"/openai", b"http://evil/openai") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
     "dot segments": LINE.replace(b"/v1/", b"/v1/../v1/") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
-    "encoded dot segments": LINE.replace(b"/v1/", b"/v1/%2e%2E/v1/") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
+    "encoded dots": LINE.replace(b"/v1/", b"/v1/%2e%2E/v1/") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
     "doubled slash": LINE.replace(b"/v1/", b"//v1/") + HOST + b"@" + LENGTH + b"\r\n" + BODY,
     "a head too large": LINE + HOST + b"@X: " + b"a" * 70_000 + b"\r\n\r\n",
     "too many fields": LINE + HOST + b"@" + b"X: a\r\n" * 200 + b"\r\n",
@@ -128,7 +129,7 @@ class Running:
                 b"\r\n\r\n5\r\n" + BODY[:5] + b"\r\n8\r\n" + BODY[5:] + b"\r\n0\r\n\r\n",
             )
         places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-        pieces = [raw[a:b] for a, b in zip(places, places[1:], strict=False)]
+        pieces = [raw[a:b] for a, b in pairwise(places)]
         self.provider.received.clear()
         answer = parse(self.runner.run(exchange(self.port, *pieces)))
         assert answer.status == 200
