@@ -20,6 +20,7 @@ class Pair:
         self._cuts = cuts
         self.answers = True
         self.held: list[DropSession] = []
+        self.heard = asyncio.Event()
 
     async def open(self) -> None:
         """Connect both ends."""
@@ -38,6 +39,7 @@ class Pair:
             link.send(Ack(n=message.n, count=self._cuts))
         else:
             self.held.append(message)
+            self.heard.set()
 
 
 @pytest.fixture
@@ -83,8 +85,7 @@ async def test_whoever_waits_for_a_lost_worker_hears_it(
     """A worker that dies with a question open refuses it at once, not after the timeout."""
     pairs[0].answers = False
     asked = asyncio.gather(workers.drop("sid", "closed"), return_exceptions=True)
-    while not pairs[0].held:
-        await asyncio.sleep(0)
+    await pairs[0].heard.wait()
     pairs[0].far.close()
     [outcome] = await asyncio.wait_for(asked, 2)
     assert isinstance(outcome, Refused)
@@ -95,6 +96,4 @@ async def test_knows_when_all_are_gone(workers: Workers, pairs: list[Pair]) -> N
     for pair in pairs:
         assert not workers.all_gone.done()
         pair.far.close()
-        while pair.near in workers._links:
-            await asyncio.sleep(0)
     await asyncio.wait_for(workers.all_gone, 2)
