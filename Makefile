@@ -51,8 +51,8 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 lock: $(BIN)/python
 	$(BIN)/python -m pip install -q uv
 	$(COMPILE) pyproject.toml -o requirements/runtime.txt
-	echo hatchling | $(COMPILE) pyproject.toml - --extra demo -o requirements/demo.txt
-	echo hatchling | $(COMPILE) pyproject.toml - --extra demo --group dev -o requirements/dev.txt
+	printf "hatchling\neditables\n" | $(COMPILE) pyproject.toml - --extra demo -o requirements/demo.txt
+	printf "hatchling\neditables\n" | $(COMPILE) pyproject.toml - --extra demo --group dev -o requirements/dev.txt
 
 clean:
 	rm -rf $(VENV) tests/npm/node_modules
