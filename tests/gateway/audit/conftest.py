@@ -1,0 +1,48 @@
+"""A real journal on a real disk, and its loop."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.audit.event import CallEnd, Event, ProcessStarted, UsageRecord
+from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.clock import SystemClock
+from keys.signing import Signer
+
+SIGNER = Signer("test", bytes(range(32)))
+
+
+def started(role: str = "test") -> Event:
+    """Return some event."""
+    return ProcessStarted(role=role, version="1")
+
+
+def ended(call: str) -> CallEnd:
+    """Return the end of a call."""
+    return CallEnd(
+        call=call, tenant="acme", outcome="complete", fault="", status=200, upstream_status=200,
+        request_bytes=1, response_bytes=1, usage=UsageRecord(), first_byte_us=1, total_us=2,
+    )  # fmt: skip
+
+
+async def appended(journal: Journal, event: Event) -> AuditUnavailable | None:
+    """Append and return what the waiter was told."""
+    told: asyncio.Future[AuditUnavailable | None] = asyncio.get_running_loop().create_future()
+    journal.append(event, told.set_result)
+    return await told
+
+
+@pytest.fixture
+def open_journal(tmp_path: Path) -> Callable[..., Journal]:
+    """Open logs below one folder, each under its own name."""
+
+    def open_it(name: str = "log") -> Journal:
+        loop = asyncio.get_running_loop()
+        return Journal.open(
+            tmp_path / "audit" / name, origin=f"test/{name}", signer=SIGNER, clock=SystemClock(),
+            on_loop=loop.call_soon_threadsafe,
+        )  # fmt: skip
+
+    return open_it
