@@ -25,7 +25,7 @@ format: $(VENV)/dev.ok
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/dev.ok
-	command -v wrk nginx || apt-get install -y wrk nginx-light
+	command -v wrk && command -v nginx || { apt-get update && apt-get install -y wrk nginx-light; }
 	$(BIN)/python bench/run.py
 
 $(BIN)/python:

@@ -80,9 +80,7 @@ def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> J
     signer = load_signer(Path(config.state_dir), config.name)
     origin = f"{config.name}/{boot.boot_id}/{boot.role}"
     directory = Path(config.audit.directory) / f"{boot.boot_id}-{boot.role}"
-    return Journal.open(
-        directory, origin=origin, signer=signer, clock=clock, on_loop=loop.call_soon_threadsafe
-    )
+    return Journal.open(directory, origin=origin, signer=signer, clock=clock, loop=loop)
 
 
 def watch_over(boot: Boot, stop: Callable[[str], None]) -> None:

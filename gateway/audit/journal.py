@@ -1,8 +1,9 @@
 """The writer of one audit log: durable first, then acknowledged; failed once, closed for good.
 
-`append` runs on the event loop and never blocks: it encodes the line, numbers it and queues it. One
-thread writes whatever has queued up with a single write and a single fdatasync (group commit), tells
-the loop, then extends the Merkle tree and signs a checkpoint when one is due.
+`append` runs on the event loop and never blocks: it encodes the line and numbers it. What one turn of
+the loop appended is handed over together at its end; one thread writes whatever has queued up with a
+single write and a single fdatasync (group commit), tells the loop, then extends the Merkle tree and
+signs a checkpoint when one is due.
 
 Laws of this file:
 - a waiter hears success only after its line is on the disk;
@@ -15,6 +16,7 @@ On disk, below the log's directory: `seg/<first index>.jsonl` (one event a line)
 (every signed note as a JSON string), `checkpoint` (the latest note) and `vkey`.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -71,15 +73,16 @@ class Journal:
         origin: str,
         signer: Signer,
         clock: Clock,
-        on_loop: Callable[[Callable[[], None]], object],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.origin = origin
         self.vkey = signer.vkey
         self.durable_events = 0
         self._clock = clock
-        self._on_loop = on_loop
+        self._loop = loop
         self._writer = _Writer(directory, origin, signer)
-        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._turn: list[_Item] = []
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._next = 0
         self._pending_events = 0
         self._pending_bytes = 0
@@ -100,16 +103,14 @@ class Journal:
         origin: str,
         signer: Signer,
         clock: Clock,
-        on_loop: Callable[[Callable[[], None]], object],
+        loop: asyncio.AbstractEventLoop,
     ) -> Self:
         """Return a new log at `directory`, which must not exist, with its first event queued.
-
-        `on_loop` is the loop's `call_soon_threadsafe`.
 
         Raises:
             OSError: The directory cannot be made or written.
         """
-        journal = cls(directory, origin=origin, signer=signer, clock=clock, on_loop=on_loop)
+        journal = cls(directory, origin=origin, signer=signer, clock=clock, loop=loop)
         journal.append(LogOpened(vkey=signer.vkey))
         journal._thread.start()
         return journal
@@ -142,8 +143,16 @@ class Journal:
         self._pending_bytes += size
         index = self._next
         self._next = index + 1
-        self._queue.put((line, on_durable))
+        if not self._turn:
+            # Waking the writer for every event would make it fight the loop for the interpreter.
+            self._loop.call_soon(self._hand_over)
+        self._turn.append((line, on_durable))
         return index
+
+    def _hand_over(self) -> None:
+        if self._turn:
+            self._queue.put(self._turn)
+            self._turn = []
 
     def _line(self, event: Event) -> bytes:
         now = self._clock.now()
@@ -160,6 +169,7 @@ class Journal:
 
     def close(self) -> None:
         """Write what is queued, seal the log and sign it. Blocks until it is on the disk."""
+        self._hand_over()
         self._queue.put(None)
         self._thread.join()
         # The writer's files are this thread's now.
@@ -181,16 +191,16 @@ class Journal:
                 self._attempt(writer.checkpoint)
                 continue
             batch: list[_Item] = []
-            item: _Item | None = first
-            while item is not None:
-                batch.append(item)
+            turn = first
+            while turn is not None:
+                batch += turn
                 try:
-                    item = pending.get_nowait()
+                    turn = pending.get_nowait()
                 except queue.Empty:
                     break
             if batch:
                 self._commit([line for line, _ in batch], [waiter for _, waiter in batch])
-            if item is None:
+            if turn is None:
                 return
 
     def _commit(self, lines: list[bytes], waiters: list[Waiter | None]) -> None:
@@ -221,7 +231,7 @@ class Journal:
                     waiter(error)
 
         try:
-            self._on_loop(on_loop)
+            self._loop.call_soon_threadsafe(on_loop)
         except RuntimeError:
             pass  # the loop is closed: the process is ending and nobody waits any more
 
@@ -262,7 +272,7 @@ class _Writer:
 
     def _check_in_place(self) -> None:
         """Notice a file that was removed or replaced under us: what we write would be nowhere."""
-        ours, theirs = os.fstat(self._fd), self._path.stat()
+        ours, theirs = os.fstat(self._fd), os.stat(self._path)  # noqa: PTH116 - at every commit
         if ours.st_nlink == 0 or (ours.st_ino, ours.st_dev) != (theirs.st_ino, theirs.st_dev):
             raise FileNotFoundError(self._path.name)
 

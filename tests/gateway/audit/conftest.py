@@ -42,7 +42,7 @@ def open_journal(tmp_path: Path) -> Callable[..., Journal]:
         loop = asyncio.get_running_loop()
         return Journal.open(
             tmp_path / "audit" / name, origin=f"test/{name}", signer=SIGNER, clock=SystemClock(),
-            on_loop=loop.call_soon_threadsafe,
+            loop=loop,
         )  # fmt: skip
 
     return open_it

@@ -36,7 +36,7 @@ async def _write(folder: Path) -> None:
     loop = asyncio.get_running_loop()
     journal = Journal.open(
         folder, origin="test/log", signer=SIGNER, clock=SystemClock(),
-        on_loop=loop.call_soon_threadsafe,
+        loop=loop,
     )  # fmt: skip
     for call in ("c1", "c2"):
         await appended(journal, begun(call))
