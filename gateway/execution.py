@@ -501,7 +501,7 @@ class Execution:
 
         def compose() -> Slot:
             return self._sessions.compose_head(
-                session_id, secret, provider.name, provider.host, before, after
+                session_id, secret, provider.name, provider.origin, before, after
             )
 
         return Forward(
@@ -581,7 +581,7 @@ class Execution:
             rules=granted.decision.rules,
             policy=granted.decision.policy_digest,
             credential=granted.fingerprint,
-            upstream=route.provider.host,
+            upstream=route.provider.origin,
         )
 
     def _end_event(
@@ -653,7 +653,7 @@ def _upstream_head(head: RequestHead, route: Route, body: bytes | None) -> tuple
     """Return the upstream head up to the credential, and from there on."""
     provider = route.provider
     lines = [
-        b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, route.upstream_target, provider.host_header)
+        b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, route.upstream_target, provider.authority)
     ]
     lines += [b"%b: %b" % field for field in forwardable(provider.dialect, head.headers)]
     if body is None:

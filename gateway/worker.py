@@ -173,9 +173,11 @@ class Worker:
             self._link.send(KeysNeeded(issuer=issuer, kid=kid))
 
     def _tell_touched(self) -> None:
-        touched = self._sessions.take_touched()
+        touched = set(self._sessions.take_touched())
+        if self._proxy is not None:
+            touched.update(self._proxy.live_sessions)  # a long stream is use, too
         if touched and self._link is not None:
-            self._link.send(Touched(session_ids=touched))
+            self._link.send(Touched(session_ids=tuple(touched)))
         asyncio.get_running_loop().call_later(TOUCH_SECONDS, self._tell_touched)
 
     def _on_link_lost(self, _link: Link) -> None:

@@ -2,7 +2,7 @@
 
     CustodyError
     ├── UnknownSession     no such session here: closed, expired, or never opened
-    ├── NoCredential       the session holds no key for this provider and host
+    ├── NoCredential       the session holds no key for this provider and origin
     ├── UnsealFailed       the session secret is not this record's, or the record was altered
     └── RegionExhausted    every slot is in use
 
@@ -23,7 +23,7 @@ class UnknownSession(CustodyError):
 
 
 class NoCredential(CustodyError):
-    """The session holds no key for this provider and host."""
+    """The session holds no key for this provider and origin."""
 
     code = "no_key_for_provider"
 

@@ -6,7 +6,7 @@ token alone; whoever gets it here passes it on and wipes it. No I/O.
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from keys.envelope import (
@@ -24,10 +24,10 @@ from keys.secret import Secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedCredential:
-    """One provider's key, sealed for one host."""
+    """One provider's key, sealed for one origin."""
 
     provider: str
-    host: str
+    origin: str
     fingerprint: str
     sealed: bytes
 
@@ -46,14 +46,14 @@ class SessionRecord:
     idle_seconds: int
     credentials: tuple[SealedCredential, ...]
 
-    def binding(self, provider: str, host: str) -> Binding:
+    def binding(self, provider: str, origin: str) -> Binding:
         """Return what a credential of this session is bound to."""
         return Binding(
             tenant=self.tenant,
             issuer=self.issuer,
             subject=self.subject,
             provider=provider,
-            host=host,
+            origin=origin,
             session_id=self.session_id,
             generation=self.generation,
             expires_at=self.expires_at,
@@ -62,10 +62,10 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deposit:
-    """A provider key as it came in: for one provider at one host."""
+    """A provider key as it came in: for one provider at one origin."""
 
     provider: str
-    host: str
+    origin: str
     credential: Secret
 
 
@@ -87,14 +87,14 @@ def seal_session(
         credentials = tuple(
             SealedCredential(
                 provider=deposit.provider,
-                host=deposit.host,
+                origin=deposit.origin,
                 fingerprint=fingerprint(
                     fingerprint_key, deposit.provider, deposit.credential.reveal()
                 ),
                 sealed=seal(
                     key,
                     deposit.credential.reveal(),
-                    blank.binding(deposit.provider, deposit.host).to_associated_data(),
+                    blank.binding(deposit.provider, deposit.origin).to_associated_data(),
                 ),
             )
             for deposit in deposits
@@ -116,16 +116,11 @@ def renew_session(record: SessionRecord, session_secret: Buffer, expires_at: int
     credentials = []
     try:
         for each in record.credentials:
-            old = record.binding(each.provider, each.host).to_associated_data()
-            new = renewed.binding(each.provider, each.host).to_associated_data()
+            old = record.binding(each.provider, each.origin).to_associated_data()
+            new = renewed.binding(each.provider, each.origin).to_associated_data()
             with Secret(bytes(len(each.sealed) - OVERHEAD_BYTES)) as plain:
                 unseal_into(key, each.sealed, old, plain.reveal())
                 credentials.append(replace(each, sealed=seal(key, plain.reveal(), new)))
     finally:
         key[:] = bytes(KEY_BYTES)
     return replace(renewed, credentials=tuple(credentials))
-
-
-def hosts_of(record: SessionRecord) -> Mapping[str, str]:
-    """Return the host that each provider's key was deposited for."""
-    return {each.provider: each.host for each in record.credentials}

@@ -23,7 +23,7 @@ _TAG_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class _Wrapped:
-    host: str
+    origin: str
     associated_data: bytes
     nonce: bytes
     ciphertext: bytearray
@@ -51,8 +51,8 @@ class SessionVault:
             nonce = secrets.token_bytes(_NONCE_BYTES)
             cipher = AESGCM(self._boot.view)
             wrapped[each.provider] = _Wrapped(
-                each.host,
-                record.binding(each.provider, each.host).to_associated_data(),
+                each.origin,
+                record.binding(each.provider, each.origin).to_associated_data(),
                 nonce,
                 bytearray(cipher.encrypt(nonce, each.sealed, None)),
             )
@@ -72,7 +72,7 @@ class SessionVault:
         session_id: str,
         session_secret: Buffer,
         provider: str,
-        host: str,
+        origin: str,
         before: bytes,
         after: bytes,
     ) -> Slot:
@@ -80,7 +80,7 @@ class SessionVault:
 
         Raises:
             UnknownSession: The session is not, or no longer, held here.
-            NoCredential: It holds no key for this provider at this host.
+            NoCredential: It holds no key for this provider at this origin.
             UnsealFailed: The secret is not this session's.
             RegionExhausted: Every slot is in use.
         """
@@ -88,7 +88,7 @@ class SessionVault:
         if session is None:
             raise UnknownSession
         wrapped = session.get(provider)
-        if wrapped is None or wrapped.host != host:
+        if wrapped is None or wrapped.origin != origin:
             raise NoCredential
         slot = self._region.lease()
         try:

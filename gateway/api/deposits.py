@@ -38,7 +38,7 @@ class OpenRequest(msgspec.Struct, forbid_unknown_fields=True):
 def read_open_request(
     body: bytes, providers: Mapping[str, Provider]
 ) -> tuple[OpenRequest, list[Deposit]]:
-    """Return the request and its deposits, each for the host of its configured provider.
+    """Return the request and its deposits, each for the origin of its configured provider.
 
     Raises:
         Refused: It is not as described, names an unknown provider, or a key is no key.
@@ -59,6 +59,6 @@ def read_open_request(
         if not _KEY.fullmatch(key):
             raise Refused("invalid_body", f"The key for {name!r} is empty or not plain ASCII.")
     return request, [
-        Deposit(provider=name, host=providers[name].host, credential=Secret(key.encode()))
+        Deposit(provider=name, origin=providers[name].origin, credential=Secret(key.encode()))
         for name, key in request.keys.items()
     ]

@@ -59,7 +59,13 @@ class SessionTable:
         return touched
 
     def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
-        self, session_id: str, secret: bytes, provider: str, host: str, before: bytes, after: bytes
+        self,
+        session_id: str,
+        secret: bytes,
+        provider: str,
+        origin: str,
+        before: bytes,
+        after: bytes,
     ) -> Slot:
         """Return a slot that holds `before`, the unsealed credential and `after`.
 
@@ -67,6 +73,6 @@ class SessionTable:
             Refused: The session closed while the call was under way, or its keys do not open.
         """
         try:
-            return self._vault.compose_head(session_id, secret, provider, host, before, after)
+            return self._vault.compose_head(session_id, secret, provider, origin, before, after)
         except CustodyError as error:
             raise Refused(error.code, "The session's key cannot be used.") from error

@@ -15,13 +15,19 @@ DIALECTS: dict[str, Dialect] = {each.name: each for each in (OpenAI(), Anthropic
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """One configured provider. Only these hosts are ever dialled."""
+    """One configured provider. Only these hosts are ever dialled.
+
+    `authority` is the Host field's value, which names the port unless it is the scheme's own;
+    `origin` is it with the scheme, and what a deposited credential is bound to.
+    """
 
     name: str
     dialect: Dialect
     is_tls: bool
     host: str
     port: int
+    authority: bytes
+    origin: str
     base_path: bytes
     auth_header: bytes
     auth_prefix: bytes
@@ -51,6 +57,10 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         if not base_url.isascii() or any(char.isspace() for char in base_url):
             raise ValueError("must be plain ASCII")
         is_tls = url.scheme == "https"
+        port = url.port or (443 if is_tls else 80)
+        authority = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        if port != (443 if is_tls else 80):
+            authority += f":{port}"
         spoken = DIALECTS[dialect]
         auth_header, auth_prefix = spoken.default_auth
         return cls(
@@ -58,18 +68,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             dialect=spoken,
             is_tls=is_tls,
             host=url.hostname,
-            port=url.port or (443 if is_tls else 80),
+            port=port,
+            authority=authority.encode(),
+            origin=f"{url.scheme}://{authority}",
             base_path=url.path.rstrip("/").encode(),
             auth_header=auth_header,
             auth_prefix=auth_prefix,
             request_stream_usage=request_stream_usage,
             ca_file=ca_file,
         )
-
-    @property
-    def host_header(self) -> bytes:
-        """Return the Host field's value: the port is named unless it is the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        if self.port == (443 if self.is_tls else 80):
-            return host.encode()
-        return f"{host}:{self.port}".encode()

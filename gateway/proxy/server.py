@@ -7,7 +7,7 @@ speak), `GET /livez`, and `GET /.well-known/veklom`, which says where sessions a
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 
 import msgspec
 
@@ -101,6 +101,11 @@ class Proxy:
     def live_calls(self) -> int:
         """How many calls are with a provider."""
         return sum(len(drivers) for drivers in self._live.values())
+
+    @property
+    def live_sessions(self) -> KeysView[str]:
+        """The sessions that have a call with a provider."""
+        return self._live.keys()
 
     def admit(self, connection: Downstream) -> bool:
         """Take a connection in; return whether it may be served."""

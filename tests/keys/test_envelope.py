@@ -15,7 +15,7 @@ BINDING = Binding(
     issuer="https://idp",
     subject="alice",
     provider="openai",
-    host="api.openai.com",
+    origin="https://api.openai.com",
     session_id="ab" * 16,
     generation=1,
     expires_at=2_000_000_000,
@@ -68,7 +68,7 @@ def test_a_cut_envelope_does_not_open(length: int) -> None:
 @given(st.integers(0, 4), st.text(min_size=1, max_size=8), st.data())
 def test_text_cannot_move_between_parts(index: int, text: str, data: st.DataObject) -> None:
     """Bindings that differ only in where one part ends and the next begins do not read alike."""
-    names = ["tenant", "issuer", "subject", "provider", "host", "session_id"]
+    names = ["tenant", "issuer", "subject", "provider", "origin", "session_id"]
     cut = data.draw(st.integers(0, len(text) - 1))
     one = replace(BINDING, **{names[index]: text[:cut], names[index + 1]: text[cut:]})
     other = replace(BINDING, **{names[index]: text, names[index + 1]: ""})

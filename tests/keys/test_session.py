@@ -24,7 +24,7 @@ BLANK = SessionRecord(
 
 def opened() -> tuple[SessionRecord, bytearray]:
     """Return a sealed session of one key."""
-    deposit = Deposit(provider="openai", host="api.openai.com", credential=Secret(PLAIN))
+    deposit = Deposit(provider="openai", origin="https://api.openai.com", credential=Secret(PLAIN))
     return seal_session(BLANK, [deposit], b"f" * 32)
 
 
@@ -32,7 +32,9 @@ def use(record: SessionRecord, secret: bytes | bytearray) -> bytes:
     """Return the credential, by the way that a worker takes."""
     vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096))
     vault.put(record)
-    slot = vault.compose_head(record.session_id, secret, "openai", "api.openai.com", b"", b"")
+    slot = vault.compose_head(
+        record.session_id, secret, "openai", "https://api.openai.com", b"", b""
+    )
     return bytes(slot.view)
 
 

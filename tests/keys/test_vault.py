@@ -11,7 +11,7 @@ from keys.session import Deposit, SessionRecord, seal_session
 from keys.vault import SessionVault
 
 PLAIN = b"sk-planted-credential"
-HOST = "api.openai.com"
+ORIGIN = "https://api.openai.com"
 SLOT_BYTES = 1024
 SID = "ab" * 16
 
@@ -34,7 +34,7 @@ class Bench:
             idle_seconds=10,
             credentials=(),
         )
-        deposit = Deposit(provider="openai", host=HOST, credential=Secret(PLAIN))
+        deposit = Deposit(provider="openai", origin=ORIGIN, credential=Secret(PLAIN))
         self.record, self.secret = seal_session(blank, [deposit], b"f" * 32)
         self.vault.put(self.record)
 
@@ -46,41 +46,41 @@ class Bench:
 def test_lays_out_a_head() -> None:
     """The slot shows what goes before, the credential, and what comes after."""
     bench = Bench()
-    slot = bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"key: ", b"\r\n\r\n")
+    slot = bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"key: ", b"\r\n\r\n")
     assert slot.view == b"key: " + PLAIN + b"\r\n\r\n"
 
 
 def test_leaves_only_the_boot_key_behind() -> None:
     """After release nothing but the 32 bytes of the boot key is left in the region."""
     bench = Bench()
-    bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"a" * 300, b"b" * 300).release()
+    bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"a" * 300, b"b" * 300).release()
     assert bench.nonzero() <= 32
 
 
 def test_scratch_is_gone_while_the_head_is_in_use() -> None:
     """Beside the head, neither the derived key nor the sealed form is left in the slot."""
     bench = Bench()
-    slot = bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"a", b"b")
+    slot = bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"a", b"b")
     assert slot.whole[len(slot.view) :] == bytes(SLOT_BYTES - len(slot.view))
 
 
 @pytest.mark.parametrize(
-    ("session", "secret", "provider", "host", "before", "error"),
+    ("session", "secret", "provider", "origin", "before", "error"),
     [
-        ("cd" * 16, None, "openai", HOST, 10, UnknownSession),
-        (SID, None, "anthropic", HOST, 10, NoCredential),
+        ("cd" * 16, None, "openai", ORIGIN, 10, UnknownSession),
+        (SID, None, "anthropic", ORIGIN, 10, NoCredential),
         (SID, None, "openai", "evil.example", 10, NoCredential),
-        (SID, bytes(32), "openai", HOST, 10, UnsealFailed),
-        (SID, b"short", "openai", HOST, 10, UnsealFailed),
-        (SID, None, "openai", HOST, SLOT_BYTES, UnsealFailed),
-        (SID, None, "openai", HOST, SLOT_BYTES - 64, UnsealFailed),
+        (SID, bytes(32), "openai", ORIGIN, 10, UnsealFailed),
+        (SID, b"short", "openai", ORIGIN, 10, UnsealFailed),
+        (SID, None, "openai", ORIGIN, SLOT_BYTES, UnsealFailed),
+        (SID, None, "openai", ORIGIN, SLOT_BYTES - 64, UnsealFailed),
     ],
 )
 def test_refuses_and_leaves_nothing(
     session: str,
     secret: bytes | None,
     provider: str,
-    host: str,
+    origin: str,
     before: int,
     error: type[CustodyError],
 ) -> None:
@@ -89,7 +89,7 @@ def test_refuses_and_leaves_nothing(
     free = bench.region.free
     with pytest.raises(error) as caught:
         bench.vault.compose_head(
-            session, secret or bench.secret, provider, host, b"a" * before, b"b"
+            session, secret or bench.secret, provider, origin, b"a" * before, b"b"
         )
     assert "planted" not in repr(caught.value)
     assert bench.region.free == free
@@ -104,7 +104,7 @@ def test_a_dropped_session_is_gone_and_overwritten() -> None:
     assert held == bytes(len(held))
     assert not bench.vault.drop(SID)
     with pytest.raises(UnknownSession):
-        bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
+        bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"", b"")
 
 
 def test_what_is_held_does_not_open_with_the_session_secret() -> None:
@@ -116,6 +116,6 @@ def test_what_is_held_does_not_open_with_the_session_secret() -> None:
 def test_says_when_every_slot_is_in_use() -> None:
     """With no slot free a head is refused, not queued."""
     bench = Bench(slots=2)
-    bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
+    bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"", b"")
     with pytest.raises(RegionExhausted):
-        bench.vault.compose_head(SID, bench.secret, "openai", HOST, b"", b"")
+        bench.vault.compose_head(SID, bench.secret, "openai", ORIGIN, b"", b"")

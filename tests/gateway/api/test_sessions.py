@@ -160,7 +160,7 @@ async def test_opening_grants_a_token_that_opens_the_key(house: House) -> None:
     assert KEY not in json.dumps(body)
     secret = session_secret(body["token"].encode())
     slot = house.worker.vault.compose_head(
-        body["session_id"], secret, "openai", "api.openai.com", b"", b""
+        body["session_id"], secret, "openai", "https://api.openai.com", b"", b""
     )
     assert slot.view == KEY.encode()
     [opened] = house.events
@@ -267,7 +267,9 @@ async def test_closing_destroys_and_says_what_it_cut(house: House) -> None:
 
 def deposit() -> Deposit:
     """Return a key as it came in."""
-    return Deposit(provider="openai", host="api.openai.com", credential=Secret(KEY.encode()))
+    return Deposit(
+        provider="openai", origin="https://api.openai.com", credential=Secret(KEY.encode())
+    )
 
 
 async def opening(house: House, who: str, of: Deposit | None = None, ttl: int = 60) -> str:

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway import control
-from gateway.control import Workers
+from gateway import workers as workers_module
 from gateway.errors import Refused
 from gateway.relay import Ack, DropSession, Link, Message
+from gateway.workers import Workers
 
 
 class Pair:
@@ -70,7 +70,7 @@ async def test_a_silent_worker_is_refused_and_forgotten(
     workers: Workers, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past its time the request is refused; nothing is kept of it and a late answer is ignored."""
-    monkeypatch.setattr(control, "ACK_SECONDS", 0.01)
+    monkeypatch.setattr(workers_module, "ACK_SECONDS", 0.01)
     pairs[1].answers = False
     with pytest.raises(Refused):
         await workers.drop("sid", "closed")
