@@ -1,8 +1,8 @@
 """Strict YAML 1.2 with a place for every fault. The only module that knows the YAML library.
 
 Laws of this file:
-- one document, a mapping at its top; duplicate keys, anchors, aliases and own tags are refused;
-- nothing is guessed: `no` and `12:30` are strings, as YAML 1.2 says;
+- one document, a mapping at its top; duplicate keys, anchors, aliases and tags are refused;
+- nothing is guessed: `no`, `12:30` and `2026-01-01` are strings, as YAML 1.2 says;
 - a fault never hides the next: readers note it and go on, and all are raised together;
 - a key that nobody asked for is a fault, with the nearest known key named.
 
@@ -18,15 +18,23 @@ from typing import Final
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 """Far above any policy written by hand; a limit so that a wrong path does not fill memory."""
 
+MAX_DEPTH: Final = 32
+"""Thrice what a policy needs; a limit so that rules compiled from it never exhaust the stack."""
+
 _CORE = "tag:yaml.org,2002:"
-_SCALARS = frozenset(_CORE + name for name in ("null", "bool", "int", "float", "str"))
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SCALARS = frozenset(
+    _CORE + name for name in ("null", "bool", "int", "float", "str", "timestamp")
+)  # the library knows dates, which YAML 1.2 does not; they are read as text
+_NULLS = frozenset({"", "~", "null"})
+_BOOLS = frozenset({"true", "false"})
+_DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+)(B|KiB|MiB|GiB)")
+_SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -50,8 +58,8 @@ class DocumentError(Exception):
     code = "invalid_document"
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("\n".join(map(str, sorted(faults))))
-        self.faults = tuple(sorted(faults))
+        self.faults = tuple(sorted(set(faults)))
+        super().__init__("\n".join(map(str, self.faults)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,11 @@ def read_document(text: str, path: str) -> Value:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise DocumentError([Fault(path, line, column, error.problem or "not YAML")]) from None
+    except ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        message = f"the character U+{error.character:04X} is not allowed"
+        raise DocumentError([Fault(path, line, column, message)]) from None
     except YAMLError as error:
         raise DocumentError([Fault(path, 1, 1, f"not YAML: {error}")]) from None
     except (ValueError, RecursionError):
@@ -104,59 +117,77 @@ def read_document(text: str, path: str) -> Value:
     if not isinstance(node, MappingNode):
         raise DocumentError([Fault(path, 1, 1, "expected a mapping at the top")])
     faults: list[Fault] = []
-    value = _value(node, path, faults)
+    value = _value(node, path, faults, MAX_DEPTH)
     if faults:
         raise DocumentError(faults)
     return value
 
 
-def _value(node: Node, path: str, faults: list[Fault]) -> Value:
+def _value(node: Node, path: str, faults: list[Fault], depth: int) -> Value:
     line, column = node.start_mark.line + 1, node.start_mark.column + 1
 
-    def fault(message: str) -> None:
+    def fault(message: str) -> Value:
         faults.append(Fault(path, line, column, message))
+        return Value(line, column, None)
 
     if getattr(node, "anchor", None):
-        fault("anchors and aliases are not allowed; write the value out")
+        # Not read further: an alias may hold itself, or what it names many times over.
+        return fault("anchors and aliases are not allowed; write the value out")
+    if _is_tagged(node):
+        return fault(f"the tag {node.tag} is not allowed")
+    if not depth and not isinstance(node, ScalarNode):
+        return fault(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(node, MappingNode):
         mapping: dict[str, Value] = {}
         for key_node, value_node in node.value:
-            key = _value(key_node, path, faults)
+            key = _value(key_node, path, faults, depth - 1)
+            value = _value(value_node, path, faults, depth - 1)
             if not isinstance(key.data, str):
                 faults.append(Fault(path, key.line, key.column, "a key must be text"))
             elif key.data in mapping:
                 faults.append(Fault(path, key.line, key.column, f"duplicate key {key.data!r}"))
             else:
-                mapping[key.data] = _value(value_node, path, faults)
+                mapping[key.data] = value
         return Value(line, column, mapping)
     if isinstance(node, SequenceNode):
-        return Value(line, column, [_value(each, path, faults) for each in node.value])
-    if not isinstance(node, ScalarNode) or str(node.tag) not in _SCALARS:
-        fault(f"the tag {node.tag} is not allowed")
-        return Value(line, column, None)
+        return Value(line, column, [_value(each, path, faults, depth - 1) for each in node.value])
     return Value(line, column, _scalar(node, fault))
 
 
-def _scalar(node: ScalarNode, fault: Callable[[str], None]) -> str | int | float | bool | None:
+def _is_tagged(node: Node) -> bool:
+    if getattr(node.ctag, "handle", None) is not None:
+        return True
+    if isinstance(node, ScalarNode):
+        return str(node.tag) not in _SCALARS
+    return str(node.tag) != _CORE + ("map" if isinstance(node, MappingNode) else "seq")
+
+
+def _scalar(node: Node, fault: Callable[[str], Value]) -> str | int | float | bool | None:
     text: str = node.value
     match str(node.tag).removeprefix(_CORE):
-        case "null":
+        case "null" if text.lower() in _NULLS:
             return None
-        case "bool":
+        case "bool" if text.lower() in _BOOLS:
             return text.lower() == "true"
+        case "null" | "bool":
+            # A %YAML 1.1 directive or a tag made `yes` a word of its own; YAML 1.2 has no such word.
+            fault(f"{text!r} is neither true nor false nor nothing")
+            return None
         case "int":
             try:
                 return int(text.replace("_", ""), 0) if text[:2] in {"0x", "0o"} else int(text)
             except ValueError:
-                fault(f"{text!r} is not a whole number")
+                fault(f"{text[:40]!r} is not a whole number")
                 return 0
         case "float":
             try:
                 return float(text)
             except ValueError:
-                fault(f"{text!r} is not a number")
+                fault(f"{text[:40]!r} is not a number")
                 return 0.0
         case _:
+            if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+                fault("half a surrogate pair is no text")
             return text
 
 
