@@ -470,8 +470,10 @@ class Execution:
             if self._limits.streamed and length > self._limits.streamed:
                 raise Refused("body_too_large", "The body is larger than may be streamed.")
             content_type = head.header(b"content-type")
-            begun: bytes = yield PeekBody(lambda data: peek_model(content_type, data) is not None)
-            model = peek_model(content_type, begun) or ""
+            model = ""
+            if route.body is BodyKind.MULTIPART:
+                begun = yield PeekBody(lambda data: peek_model(content_type, data) is not None)
+                model = peek_model(content_type, begun) or ""
             # The rest is watched as it streams: another model in it breaks the call off.
             call.inspect = MultipartScanner(content_type, expected=model).feed
             asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 class BodyKind(StrEnum):
-    """How a request's body is treated: `ACTION` is JSON that may be absent."""
+    """How a request's body is treated.
+
+    `ACTION` is JSON that may be absent. `MULTIPART` names its model in a field that is looked for
+    before the body goes on; an `UPLOAD` names none, and goes on from its first byte.
+    """
 
     NONE = "none"
     JSON = "json"
     ACTION = "action"
     MULTIPART = "multipart"
+    UPLOAD = "upload"
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

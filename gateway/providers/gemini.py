@@ -147,10 +147,14 @@ def _fields(body: bytes) -> Body:
 
 
 def _tool_names(tool: dict[str, Any]) -> list[object]:
-    declared = tool.get("functionDeclarations", tool.get("function_declarations"))
-    if isinstance(declared, list):
-        return [each.get("name") for each in declared if isinstance(each, dict)]
-    return list(tool)  # a server tool is named by its key: googleSearch, codeExecution
+    """Return the functions that a tool declares; a server tool is named by its key: googleSearch."""
+    found: list[object] = []
+    for key, value in tool.items():
+        if key in {"functionDeclarations", "function_declarations"} and isinstance(value, list):
+            found += [each.get("name") for each in value if isinstance(each, dict)]
+        else:
+            found.append(key)
+    return found
 
 
 class _UsageReader(BothEnds):

@@ -42,7 +42,7 @@ _ROWS: tuple[_Row, ...] = (
     (b"POST", rb"/audio/transcriptions", Operation.AUDIO, BodyKind.MULTIPART),
     (b"POST", rb"/audio/translations", Operation.AUDIO, BodyKind.MULTIPART),
     (b"GET", rb"/files", Operation.FILES, BodyKind.NONE),
-    (b"POST", rb"/files", Operation.FILES, BodyKind.MULTIPART),
+    (b"POST", rb"/files", Operation.FILES, BodyKind.UPLOAD),
     (b"GET", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
     (b"DELETE", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
     (b"GET", rb"/files/" + _ID + rb"/content", Operation.FILES, BodyKind.NONE),

@@ -85,7 +85,9 @@ class RouteTable:
         if provider is None:
             raise RouteUnknown("unknown_route", "There is nothing here.", None)
         rest = b"/" + rest
-        matched = provider.dialect.match(method, rest, provider.base_path)
+        # HEAD is GET without the body (RFC 9110 9.3.2): whoever may read a thing may ask about it.
+        known_as = b"GET" if method == b"HEAD" else method
+        matched = provider.dialect.match(known_as, rest, provider.base_path)
         if matched is None:
             raise self._unknown(provider, method, rest)
         return Route(

@@ -10,8 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from google import genai
 from google.genai import errors as genai_errors
 
 from tests.conftest import KEY
-from tests.simulators.gateway import Gateway, free_port
+from tests.simulators.gateway import Gateway, free_port, wait_for_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = Path(sys.executable).with_name("node")
@@ -65,13 +63,7 @@ def aimock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/__aimock/journal", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.05)  # polling a process that is starting
+    wait_for_port(port)
     yield port
     process.terminate()
     process.wait(10)

@@ -30,6 +30,19 @@ def free_port() -> int:
         return port
 
 
+def wait_for_port(port: int) -> None:
+    """Return when somebody listens on a loopback port."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.02)  # polling a process that is starting, not synchronising a test
+        else:
+            return
+    raise AssertionError(f"nobody listens on port {port}")
+
+
 @dataclass
 class Gateway:
     """One gateway on loopback with its own folder; ends with the `with` block."""

@@ -83,6 +83,7 @@ class Provider:
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     tls: ssl.SSLContext | None = None
+    reads_body: bool = True
     port: int = 0
 
     async def __aenter__(self) -> Self:
@@ -126,6 +127,8 @@ class Provider:
         request = Received(line, headers)
         self.received.append(request)
         length = request.values(b"content-length")
+        if not self.reads_body:
+            return request
         if request.values(b"transfer-encoding"):
             while size := int(await reader.readuntil(b"\r\n"), 16):
                 request.body += await reader.readexactly(size)
