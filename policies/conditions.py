@@ -61,7 +61,9 @@ def read_match(section: Section, providers: frozenset[str]) -> tuple[list[Condit
             facts.add(name)
 
     for name, read in _READERS.items():
-        if name in section:
+        if name in section and section.value(name) is None:
+            section.fault(name, "must not be empty")
+        elif name in section:
             add(name, read(section, name, providers))
     for name in ("all", "any"):
         if name in section:
@@ -174,10 +176,12 @@ def _tools(section: Section, name: str, _providers: frozenset[str]) -> Predicate
 
 def _range(section: Section, name: str) -> Callable[[int], bool]:
     inner = section.section(name)
-    low = inner.integer("min", 0) if "min" in inner else 0
-    high = inner.integer("max", 0) if "max" in inner else math.inf
+    low = inner.integer("min") if "min" in inner else 0
+    high = inner.integer("max") if "max" in inner else math.inf
     if "min" not in inner and "max" not in inner:
         section.fault(name, "needs min, max or both")
+    elif low > high:
+        section.fault(name, "can never hold: min is above max")
     inner.finish()
 
     def within(number: int) -> bool:
@@ -201,9 +205,14 @@ def _client_address(section: Section, name: str, _providers: frozenset[str]) -> 
     networks = []
     for each in section.strings(name):
         try:
-            networks.append(ipaddress.ip_network(each))
+            network = ipaddress.ip_network(each)
         except ValueError:
             section.fault(name, f"{each!r} is no network such as 10.0.0.0/8")
+            continue
+        if network.version == 6 and network.network_address.ipv4_mapped:
+            # Mapped addresses are compared as IPv4, so that one spelling of a rule covers both.
+            section.fault(name, f"{each!r} must be written as an IPv4 network")
+        networks.append(network)
 
     def within(request: AccessRequest) -> bool:
         # An address that does not parse raises: an erroring deny denies, an erroring allow does not.

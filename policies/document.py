@@ -220,7 +220,8 @@ class Section:
         self.faults.append(Fault(self.path, line, column, f"{self._label(key)} {message}"))
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the key is there at all."""
+        """Return whether the key is there at all; who looks for a key knows it."""
+        self._asked.add(key)
         return key in self._values
 
     def keys(self) -> list[str]:
