@@ -2,19 +2,22 @@
 
 Laws of this file:
 - a deny that matches wins, then a require that is not met, then an allow; else the answer is no;
-- the order of rules never changes the verdict;
+- the order of rules never changes the answer: every rule that refuses is named, and of the allows
+  the first by id;
 - a deny or require that fails to evaluate denies, an allow that fails does not match: both as ERROR
   where they settle it, so that a broken rule is never taken for a policy.
 
 No I/O.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from policies.conditions import Condition
 from policies.decision import Decision, Verdict
 from policies.request import AccessRequest
 from policies.rules import PolicySet, Rule
+
+Objection = Callable[[Rule, AccessRequest], str]
 
 _DENIED = "The policy does not allow this call."
 _UNREADABLE = "The policy must read this body and cannot."
@@ -30,23 +33,11 @@ def decide(policy_set: PolicySet, request: AccessRequest) -> Decision:
             reasons=("the body could not be read, and rules depend on it",),
             policy_digest=digest,
         )
-    for rule in policy_set.denies:
-        try:
-            matches = _holds(rule.match, request)
-        except Exception as error:  # noqa: BLE001 - whatever broke, the call must not pass
-            return _broken(rule, error, digest)
-        if matches:
-            return _denied(rule, f"deny {rule.id!r} matched", digest)
-    for rule in policy_set.requires:
-        try:
-            unmet = (not rule.match or _holds(rule.match, request)) and not _holds(
-                rule.that, request
-            )
-        except Exception as error:  # noqa: BLE001 - whatever broke, the call must not pass
-            return _broken(rule, error, digest)
-        if unmet:
-            failed = _first_failing(rule.that, request)
-            return _denied(rule, f"require {rule.id!r} is not met at {failed}", digest)
+    refusal = _refusal(policy_set.denies, request, _forbids, digest) or _refusal(
+        policy_set.requires, request, _falls_short, digest
+    )
+    if refusal:
+        return refusal
     broken: list[str] = []
     for rule in policy_set.allows:
         try:
@@ -69,24 +60,42 @@ def _holds(conditions: Sequence[Condition], request: AccessRequest) -> bool:
     return bool(conditions)
 
 
-def _denied(rule: Rule, reason: str, digest: str) -> Decision:
+def _refusal(
+    rules: Sequence[Rule], request: AccessRequest, objects: Objection, digest: str
+) -> Decision | None:
+    """Return the refusal of all rules that object; of those that broke, where none objects."""
+    objecting: list[Rule] = []
+    broken: list[Rule] = []
+    reasons: list[str] = []
+    for rule in rules:
+        try:
+            reason = objects(rule, request)
+        except Exception as error:  # noqa: BLE001 - whatever broke, the call must not pass
+            broken.append(rule)
+            reasons.append(f"{rule.effect} {rule.id!r} failed: {type(error).__name__}")
+        else:
+            if reason:
+                objecting.append(rule)
+                reasons.append(reason)
+    if not reasons:
+        return None
     return Decision(
-        verdict=Verdict.DENY,
-        rules=(rule.id,),
-        message=rule.message or _DENIED,
-        reasons=(reason,),
+        verdict=Verdict.DENY if objecting else Verdict.ERROR,
+        rules=tuple(rule.id for rule in objecting or broken),
+        message=next((rule.message for rule in objecting if rule.message), _DENIED),
+        reasons=tuple(reasons),
         policy_digest=digest,
     )
 
 
-def _broken(rule: Rule, error: Exception, digest: str) -> Decision:
-    return Decision(
-        verdict=Verdict.ERROR,
-        rules=(rule.id,),
-        message=_DENIED,
-        reasons=(f"{rule.effect} {rule.id!r} failed: {type(error).__name__}",),
-        policy_digest=digest,
-    )
+def _forbids(rule: Rule, request: AccessRequest) -> str:
+    return f"deny {rule.id!r} matched" if _holds(rule.match, request) else ""
+
+
+def _falls_short(rule: Rule, request: AccessRequest) -> str:
+    if (rule.match and not _holds(rule.match, request)) or _holds(rule.that, request):
+        return ""
+    return f"require {rule.id!r} is not met at {_first_failing(rule.that, request)}"
 
 
 def _first_failing(conditions: Sequence[Condition], request: AccessRequest) -> str:

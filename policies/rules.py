@@ -81,21 +81,23 @@ def load_policy_set(sources: Sequence[tuple[str, str]], providers: frozenset[str
         top = Section(document, path, faults)
         for section in top.sections("rules"):
             rule, read = _read_rule(section, providers)
-            if rule.id in rules:
+            if rule.id and rule.id in rules:
                 section.fault("id", f"{rule.id!r} is used twice")
             rules[rule.id] = rule
             facts |= read
         for section in top.sections("limits"):
             limit, read = read_limit(section, providers)
-            if limit.name in limits:
+            if limit.name and limit.name in limits:
                 section.fault("name", f"{limit.name!r} is used twice")
             limits[limit.name] = limit
             facts |= read
         top.finish()
     if faults:
         raise DocumentError(faults)
+    # By id, so that no answer depends on the order in files or of them.
+    in_order = [rule for _, rule in sorted(rules.items())]
     by_effect = {
-        effect: tuple(rule for rule in rules.values() if rule.effect is effect) for effect in Effect
+        effect: tuple(rule for rule in in_order if rule.effect is effect) for effect in Effect
     }
     return PolicySet(
         denies=by_effect[Effect.DENY],
