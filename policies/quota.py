@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -18,8 +19,14 @@ from policies.conditions import Condition, read_match
 from policies.document import Section
 from policies.request import AccessRequest
 
-_RATE = re.compile(r"(\d+)/(s|min|h|d)")
+_RATE = re.compile(r"([0-9]{1,12})/(s|min|h|d)")
 _PERIODS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+MAX_PER_SECOND: Final = 1_000_000
+"""Above what one process can carry; faster paces would drown in the rounding of the clock."""
+
+MAX_QUOTA: Final = 1_000_000_000
+"""Keeps every figure of a header within the 15 digits of RFC 9651, 3.3.1."""
 
 KEY_PARTS: dict[str, Callable[[AccessRequest], str]] = {
     "tenant": lambda request: request.principal.tenant,
@@ -110,7 +117,7 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
     if name and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         section.fault("name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'")
     key = section.strings("key")
-    if "key" not in section:
+    if section.value("key") is None:
         section.fault("key", f"is required: one or more of {', '.join(KEY_PARTS)}")
     for part in key:
         if part not in KEY_PARTS:
@@ -126,7 +133,7 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
     concurrent = 0
     if "concurrent" in section:
         inner = section.section("concurrent")
-        concurrent = inner.integer("max", low=1)
+        concurrent = inner.integer("max", low=1, high=MAX_QUOTA)
         inner.finish()
     section.finish()
     limit = Limit(name=name, key=key, match=tuple(match), rate=rate, concurrent=concurrent)
@@ -140,7 +147,9 @@ def _read_rate(section: Section) -> Rate:
     if match is None or not int(match[1]):
         inner.fault("rate", "must be a rate such as 60/min; units are s, min, h, d")
         return Rate(count=1, period_seconds=1.0, burst=1)
-    count = int(match[1])
-    burst = inner.integer("burst", count, low=1)
+    count, period = int(match[1]), _PERIODS[match[2]]
+    if count > MAX_PER_SECOND * period:
+        inner.fault("rate", f"must be at most {MAX_PER_SECOND}/s")
+    burst = inner.integer("burst", min(count, MAX_QUOTA), low=1, high=MAX_QUOTA)
     inner.finish()
-    return Rate(count=count, period_seconds=_PERIODS[match[2]], burst=burst)
+    return Rate(count=count, period_seconds=period, burst=burst)
