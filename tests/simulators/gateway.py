@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -51,6 +51,7 @@ class Gateway:
     providers: Mapping[str, Mapping[str, Any]]
     policy: str = ALLOW_ALL
     extra: Mapping[str, Any] = field(default_factory=dict)
+    extra_from: Callable[["Gateway"], Mapping[str, Any]] = field(default=lambda _: {})
     workers: int = 1
     verifies_log: bool = True
 
@@ -72,6 +73,7 @@ class Gateway:
             "policies": {"path": str(self.folder / "policies")},
             "audit": {"directory": str(self.folder / "audit")},
             **self.extra,
+            **self.extra_from(self),
         }
         path = self.folder / "config.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML 1.2

@@ -1,6 +1,7 @@
 """Raw HTTP/1.1 for tests: what goes over the socket is what the test wrote."""
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 
 
@@ -19,9 +20,11 @@ class Response:
         return [value for key, value in self.headers if key.lower() == name]
 
 
-async def exchange(port: int, *pieces: bytes, half_close: bool = False) -> bytes:
+async def exchange(
+    port: int, *pieces: bytes, half_close: bool = False, context: ssl.SSLContext | None = None
+) -> bytes:
     """Send the pieces on one connection and return all that comes until it closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
         for piece in pieces:
             writer.write(piece)
