@@ -12,7 +12,7 @@ No I/O.
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ruamel.yaml import YAML
@@ -142,6 +142,9 @@ def _value(node: Node, path: str, faults: list[Fault], depth: int) -> Value:
         for key_node, value_node in node.value:
             key = _value(key_node, path, faults, depth - 1)
             value = _value(value_node, path, faults, depth - 1)
+            if value.data is None and value_node.value == "":
+                # The library places what is not there at the next token, on another line.
+                value = replace(value, line=key.line, column=key.column)
             if not isinstance(key.data, str):
                 faults.append(Fault(path, key.line, key.column, "a key must be text"))
             elif key.data in mapping:
