@@ -28,6 +28,10 @@ MAX_PER_SECOND: Final = 1_000_000
 MAX_QUOTA: Final = 1_000_000_000
 """Keeps every figure of a header within the 15 digits of RFC 9651, 3.3.1."""
 
+SLACK: Final = 1e-4
+"""Share of an interval that a call may come early: far above what a clock of months rounds away,
+far below what a caller could gain, because the TAT moves by whole intervals all the same."""
+
 KEY_PARTS: dict[str, Callable[[AccessRequest], str]] = {
     "tenant": lambda request: request.principal.tenant,
     "subject": lambda request: f"{request.principal.issuer}\0{request.principal.subject}",
@@ -67,7 +71,7 @@ class Rate:
         """Return the new TAT and whether one call may be spent; refused, the TAT stays."""
         interval = self.period_seconds / self.count
         new = max(tat, now) + interval
-        if new - now > interval * self.burst + 1e-9:
+        if new - now > interval * (self.burst + SLACK):
             return tat, False
         return new, True
 
@@ -75,7 +79,7 @@ class Rate:
         """Return what a caller may know, given the TAT after `spend`."""
         interval = self.period_seconds / self.count
         ahead = max(0.0, tat - now)
-        remaining = max(0, math.floor(self.burst - ahead / interval + 1e-9))
+        remaining = max(0, math.floor(self.burst - ahead / interval + SLACK))
         wait = 0.0 if is_allowed else max(0.0, ahead + interval - interval * self.burst)
         return QuotaStatus(
             name=name,
