@@ -1,0 +1,162 @@
+"""The configuration: every field documented, every fault found at once, where it stands."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway import config as config_module
+from gateway.config import (
+    ConfigurationError,
+    load_config,
+    parse_config,
+    providers_from,
+    read_policy_sources,
+)
+from policies.document import DocumentError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = (ROOT / "config.yaml").read_text()
+
+
+def faults_of(text: str) -> list[str]:
+    """Return the faults of a configuration, as an operator reads them."""
+    with pytest.raises(DocumentError) as raised:
+        parse_config(text, "c.yaml", {})
+    return [str(fault) for fault in raised.value.faults]
+
+
+def test_the_shipped_file_holds_the_defaults() -> None:
+    """What `config.yaml` says of every field is what holds where the field is absent."""
+    path = str(ROOT / "config.yaml")
+    shipped = parse_config(SHIPPED, path, {})
+    bare = parse_config("providers: {openai: {}, anthropic: {}, gemini: {}}\n", path, {})
+    assert shipped == bare
+
+
+def test_the_shipped_file_names_every_field() -> None:
+    """Every key that the configuration reads stands in `config.yaml`, if only in a comment."""
+    readers = {
+        "string", "integer", "number", "boolean", "choice", "strings", "duration", "size",
+        "section", "sections",
+    }  # fmt: skip
+    read = set()
+    for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            key = node.args[0] if node.args else None
+            if node.func.attr in readers and isinstance(key, ast.Constant):
+                read.add(key.value)
+    assert len(read) > 50
+    named = set(re.findall(r"^#?\s*-?\s*([a-z_]+):", SHIPPED, re.MULTILINE))
+    named |= set(re.findall(r"[{,]\s*([a-z_]+):", SHIPPED))
+    assert read - named == set()
+
+
+def test_all_faults_at_once() -> None:
+    """One run shows everything that is wrong, each with line and column, in order."""
+    text = """\
+name: my gateway
+workers: 0
+wrokers: 2
+listeners:
+  proxy: {address: "0.0.0.0:8080"}
+  admin: {address: here}
+issuers:
+  - issuer: http://login.example.com
+    algorithms: [HS256]
+providers:
+  Mine: {dialect: openai, base_url: "http://127.0.0.1:1/v1"}
+  other: {dialect: smtp}
+timeouts: {drain: soon}
+limits: {head: 1MiB, headers: "many"}
+logs: {format: xml}
+"""
+    found = faults_of(text)
+    places = [tuple(map(int, fault.split(":")[1:3])) for fault in found]
+    assert places == sorted(places)
+    about = {
+        2: "workers", 3: "did you mean", 5: "not loopback", 6: "must be an IP address",
+        13: "drain", 15: "format",
+    }  # fmt: skip
+    for line, words in about.items():
+        assert any(f"c.yaml:{line}:" in fault and words in fault for fault in found), (line, found)
+    for words in (
+        "HS256",
+        "plain HTTP",
+        "audiences",
+        "spaces",
+        "it becomes a path",
+        "64KiB",
+        "smtp",
+    ):
+        assert any(words in fault for fault in found), words
+    assert len(found) >= 13
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "listeners: {proxy: {address: '10.0.0.1:80'}}",
+        "listeners: {proxy: {address: '[::]:80'}}",
+        "listeners: {sessions: {address: '0.0.0.0:80', certificate: ''}}",
+        "providers: {openai: {base_url: 'http://api.openai.com/v1'}}",
+        "issuers: [{issuer: 'https://a', audiences: a, jwks_url: 'http://a/jwks'}]",
+    ],
+)
+def test_plain_http_must_be_declared(text: str) -> None:
+    """Off loopback, towards a provider or for an issuer's keys, nothing is plain by accident."""
+    assert any("plain" in fault for fault in faults_of(text))
+
+
+def test_a_declared_exception_is_accepted() -> None:
+    """With `plain_http: true` the same listener, provider and issuer are what the operator says."""
+    text = json.dumps(
+        {
+            "listeners": {"proxy": {"address": "0.0.0.0:8080", "plain_http": True}},
+            "providers": {
+                "mine": {"dialect": "openai", "base_url": "http://h:1/v1", "plain_http": True}
+            },
+            "issuers": [{"issuer": "http://i", "audiences": "a", "plain_http": True}],
+        }
+    )
+    config = parse_config(text, "c.yaml", {})
+    (provider,) = providers_from(config)
+    assert (provider.origin, provider.is_tls) == ("http://h:1", False)
+
+
+def test_the_environment_says_only_where(tmp_path: Path) -> None:
+    """Locations may come from the environment; everything else in it is ignored."""
+    environment = {
+        "VEKLOM_STATE_DIR": "/s",
+        "VEKLOM_AUDIT_DIR": "/a",
+        "VEKLOM_WORKERS": "9",
+        "OPENAI_API_KEY": "sk-never",
+    }
+    config = parse_config("name: x", str(tmp_path / "c.yaml"), environment)
+    assert (config.state_dir, config.audit.directory, config.workers) == ("/s", "/a", 1)
+    assert "sk-never" not in repr(config)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """A configuration means the same wherever the gateway is started from."""
+    config = parse_config("audit: {directory: logs}", str(tmp_path / "c.yaml"), {})
+    assert config.audit.directory == str(tmp_path / "logs")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"a: [", b""])
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    """A missing, binary, broken or empty file is a fault with its name, not a traceback."""
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(path)
+    assert all(fault.startswith(str(path)) for fault in raised.value.faults)
+
+
+def test_an_empty_policy_folder_is_a_fault(tmp_path: Path) -> None:
+    """A folder without policies would deny everything; that is said before anything starts."""
+    with pytest.raises(ConfigurationError, match="would allow nothing"):
+        read_policy_sources(str(tmp_path))

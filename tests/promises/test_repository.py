@@ -1,0 +1,61 @@
+"""What the repository promises of itself: locked, explained, and without addresses of any registry."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["runtime", "demo", "dev"])
+def test_requirements_are_pinned_and_hashed(name: str) -> None:
+    """Every requirement has one version and its hashes, and no address to fetch it from."""
+    text = (ROOT / f"requirements/{name}.txt").read_text()
+    requirements = re.findall(r"^([a-z0-9][^\s\\]*)", text, re.MULTILINE)
+    assert len(requirements) > 10
+    assert all(re.match(r"[a-z0-9._-]+==[0-9]", each) for each in requirements)
+    assert text.count("--hash=sha256:") >= len(requirements)
+    assert "://" not in text
+    assert "index-url" not in text
+
+
+def test_npm_packages_are_locked_without_addresses() -> None:
+    """The doubles' lock file has integrity hashes and names no registry."""
+    lock = json.loads((ROOT / "tests/npm/package-lock.json").read_text())
+    packages = {name: each for name, each in lock["packages"].items() if name}
+    assert packages
+    assert all(each["integrity"].startswith("sha512-") for each in packages.values())
+    assert not any("resolved" in each for each in packages.values())
+
+
+def test_no_registry_is_named_anywhere() -> None:
+    """No tracked file names the host of a package registry."""
+    hosts = ["pypi" + ".org", "pythonhosted" + ".org", "registry." + "npmjs", "deb." + "debian"]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    names = [name for name in listed.stdout.decode().split("\0") if name]
+    if not names:
+        pytest.skip("not a git checkout")
+    for name in names:
+        path = ROOT / name
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(host.encode() in data for host in hosts), name
+
+
+def test_the_license_is_apache_2() -> None:
+    """The licence text is whole."""
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_what_the_top_level_promises_is_there() -> None:
+    """Everything that people look for beside the code exists and is not empty."""
+    for name in (
+        "README.md", "ARCHITECTURE.md", "THREAT_MODEL.md", "CHANGELOG.md", "CONTRIBUTING.md",
+        "SECURITY.md", "Makefile", "Dockerfile", "config.yaml", ".ci/run",
+    ):  # fmt: skip
+        assert (ROOT / name).stat().st_size > 100, name
