@@ -45,7 +45,7 @@ KEY_PARTS: dict[str, Callable[[AccessRequest], str]] = {
 class QuotaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a limit said of one call; durations in seconds.
 
-    `reset_seconds` is when the whole quota is free again, `retry_after_seconds` when one more call
+    `reset_seconds` is when more than `remaining` is free, `retry_after_seconds` when one more call
     would pass (0 where this one did).
     """
 
@@ -87,7 +87,7 @@ class Rate:
             is_allowed=is_allowed,
             quota=self.burst,
             remaining=remaining,
-            reset_seconds=ahead,
+            reset_seconds=max(0.0, ahead - interval * (self.burst - remaining - 1)),
             retry_after_seconds=wait,
             window_seconds=interval * self.burst,
         )
