@@ -5,6 +5,7 @@ what is held while a call runs, once, however often it is called. No I/O.
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final
 
 from gateway.clock import Clock
@@ -15,6 +16,10 @@ Key = tuple[str, ...]
 
 SWEEP_EVERY: Final = 4096
 """Admissions between two sweeps of keys that are as good as unused."""
+
+MAX_KEYS: Final = 65_536
+"""Keys with a pace that a sweep leaves, some 20 MB of them. Models are named by callers, who could
+name ever more; above this the keys nearest to unused are forgotten, which forgives least."""
 
 
 class Reservation:
@@ -61,8 +66,14 @@ class MemoryLimiter:
             self._running[key] = self._running.get(key, 0) + 1
         self._admissions += 1
         if self._admissions % SWEEP_EVERY == 0:
-            self._arrivals = {key: tat for key, tat in self._arrivals.items() if tat > now}
+            self._sweep(now)
         return Reservation(tuple(statuses), tuple(held))
+
+    def _sweep(self, now: float) -> None:
+        live = [item for item in self._arrivals.items() if item[1] > now]
+        if len(live) > MAX_KEYS:
+            live = sorted(live, key=itemgetter(1))[-MAX_KEYS:]
+        self._arrivals = dict(live)
 
     def _concurrency(self, limit: Limit, key: Key) -> QuotaStatus:
         running = self._running.get(key, 0)
