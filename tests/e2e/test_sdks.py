@@ -22,6 +22,7 @@ from google.genai import errors as genai_errors
 
 from tests.conftest import KEY
 from tests.simulators.gateway import Gateway, free_port, wait_for_port
+from tests.simulators.provider import Exchange, Provider
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = Path(sys.executable).with_name("node")
@@ -41,6 +42,7 @@ limits:
     match: {model: "slow*"}
     requests: {rate: 1/h}
 """
+ASKS_FOR_A_TOOL: Any = [{"role": "user", "content": "use a tool"}]
 TOOL_CALL = {"toolCalls": [{"name": "look_up", "arguments": '{"word":"a"}'}]}
 FIXTURES = {
     "fixtures": [
@@ -92,9 +94,10 @@ def test_openai_sync(door: tuple[Gateway, str]) -> None:
         stream = client.chat.completions.create(model="gpt-5-mini", messages=MESSAGE, stream=True)
         text = "".join(part.choices[0].delta.content or "" for part in stream if part.choices)
         assert text == "Hello from the provider."
-        asked: Any = [{"role": "user", "content": "use a tool"}]
         tools: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
-        called = client.chat.completions.create(model="gpt-5-mini", messages=asked, tools=tools)
+        called = client.chat.completions.create(
+            model="gpt-5-mini", messages=ASKS_FOR_A_TOOL, tools=tools
+        )
         assert called.choices[0].message.tool_calls
         answered = client.responses.create(model="gpt-5-mini", input="hello")
         assert answered.output_text == "Hello from the provider."
@@ -121,7 +124,7 @@ async def test_openai_async_stream(door: tuple[Gateway, str]) -> None:
 
 
 def test_anthropic(door: tuple[Gateway, str]) -> None:
-    """Messages and its stream work with the base URL changed."""
+    """Messages, its stream and a tool's use work with the base URL changed."""
     gateway, token = door
     with anthropic.Anthropic(
         base_url=gateway.url("anthropic"), api_key=token, max_retries=0
@@ -130,10 +133,30 @@ def test_anthropic(door: tuple[Gateway, str]) -> None:
         assert answer.content[0].text == "Hello from the provider."  # type: ignore[union-attr]
         with client.messages.stream(model="claude-x", max_tokens=50, messages=MESSAGE) as stream:
             assert "".join(stream.text_stream) == "Hello from the provider."
+        tools: Any = [{"name": "look_up", "input_schema": {"type": "object"}}]
+        called = client.messages.create(
+            model="claude-x", max_tokens=50, messages=ASKS_FOR_A_TOOL, tools=tools
+        )
+        assert any(part.type == "tool_use" for part in called.content)
 
 
+async def test_anthropic_async(door: tuple[Gateway, str]) -> None:
+    """The asynchronous client works, also with its token as Bearer, as Claude Code sends it."""
+    gateway, token = door
+    url = gateway.url("anthropic")
+    async with anthropic.AsyncAnthropic(base_url=url, auth_token=token, max_retries=0) as client:
+        answer = await client.messages.create(model="claude-x", max_tokens=50, messages=MESSAGE)
+        assert answer.content[0].text == "Hello from the provider."  # type: ignore[union-attr]
+        async with client.messages.stream(
+            model="claude-x", max_tokens=50, messages=MESSAGE
+        ) as stream:
+            assert "".join([text async for text in stream.text_stream]).startswith("Hello")
+
+
+# aimock's finishReason for a function call is one that the SDK does not know.
+@pytest.mark.filterwarnings("ignore:FUNCTION_CALL is not a valid FinishReason")
 def test_gemini(door: tuple[Gateway, str]) -> None:
-    """generateContent, its stream and embedContent work with the base URL changed."""
+    """generateContent, its stream and tools work with the base URL changed."""
     gateway, token = door
     options = {"base_url": gateway.url("gemini"), "api_version": "v1beta"}
     client = genai.Client(api_key=token, http_options=options)  # type: ignore[arg-type]
@@ -141,6 +164,26 @@ def test_gemini(door: tuple[Gateway, str]) -> None:
     assert answer.text == "Hello from the provider."
     parts = client.models.generate_content_stream(model="gemini-x", contents="hello")
     assert "".join(part.text or "" for part in parts) == "Hello from the provider."
+    declared: Any = {"tools": [{"function_declarations": [{"name": "look_up"}]}]}
+    called = client.models.generate_content(
+        model="gemini-x", contents="use a tool", config=declared
+    )
+    assert called.function_calls
+    client.close()
+
+
+# The SDK's own class.
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
+async def test_gemini_async(door: tuple[Gateway, str]) -> None:
+    """The asynchronous client calls and streams."""
+    gateway, token = door
+    options: Any = {"base_url": gateway.url("gemini"), "api_version": "v1beta"}
+    client = genai.Client(api_key=token, http_options=options)
+    answer = await client.aio.models.generate_content(model="gemini-x", contents="hello")
+    assert answer.text == "Hello from the provider."
+    stream = await client.aio.models.generate_content_stream(model="gemini-x", contents="hello")
+    assert "".join([part.text or "" async for part in stream]) == "Hello from the provider."
+    await client.aio.aclose()
     client.close()
 
 
@@ -176,6 +219,80 @@ def test_denials_raise_the_sdks_own_errors(door: tuple[Gateway, str]) -> None:
     with pytest.raises(genai_errors.ClientError) as refused:
         google.models.generate_content(model="forbidden-1", contents="hello")
     assert refused.value.code == 403
+    google.close()
+
+
+ANSWERS = {
+    b"/audio/transcriptions": b'{"text":"hi"}',
+    b"/audio/speech": b"sound",
+    b"/images/generations": b'{"created":1,"data":[{"b64_json":"eA=="}]}',
+    b"/images/edits": b'{"created":1,"data":[{"b64_json":"eA=="}]}',
+    b"/batches": b'{"id":"b","object":"batch"}',
+    b"/models": b'{"object":"list","data":[{"id":"m","object":"model"}],"has_more":false,"models":[]}',
+    b"/content": b"line\n",
+    b"/count_tokens": b'{"input_tokens":7}',
+    b":countTokens": b'{"totalTokens":7}',
+    b":batchEmbedContents": b'{"embeddings":[{"values":[0.5]}]}',
+}
+
+
+async def test_every_other_operation(gateway: Gateway, provider: Provider, token: str) -> None:
+    """Audio, images, batches, models, token counts and embeddings, by each SDK's own methods."""
+
+    async def answer(it: Exchange) -> None:
+        path = it.request.line.split()[1].partition(b"?")[0]
+        (reply,) = [body for end, body in ANSWERS.items() if path.endswith(end)]
+        await it.reply(reply)
+
+    provider.script = answer
+    await asyncio.to_thread(_call_everything, gateway, token)
+    keys = {
+        value.removeprefix(b"Bearer ").decode()
+        for each in provider.received
+        for slot in (b"authorization", b"x-api-key", b"x-goog-api-key")
+        for value in each.values(slot)
+    }
+    assert keys == {KEY}
+    fields = [field for each in provider.received for field in each.headers]
+    assert not any(token.encode() in value for _, value in fields)
+    assert not any(name.lower().startswith(b"x-veklom") for name, _ in fields)
+    operations = {event["operation"] for event in gateway.events("call.start")}
+    assert operations == {
+        "audio", "images", "batches", "models", "files", "count_tokens", "embeddings"
+    }  # fmt: skip
+    models = [event["model"] for event in gateway.events("call.start")]
+    assert {"whisper-1", "gpt-image-1"} <= set(models)
+
+
+def _call_everything(gateway: Gateway, token: str) -> None:
+    url = gateway.url("openai/v1")
+    with openai.OpenAI(base_url=url, api_key=token, max_retries=0) as client:
+        audio = client.audio.transcriptions.create(
+            model="whisper-1", file=("a.wav", b"x" * 300_000)
+        )
+        assert audio.text == "hi"
+        spoken = client.audio.speech.create(model="tts-1", input="hi", voice="alloy")
+        assert spoken.content == b"sound"
+        assert client.images.generate(model="gpt-image-1", prompt="a").data
+        edited = client.images.edit(model="gpt-image-1", prompt="a", image=("a.png", b"png"))
+        assert edited.data
+        batch = client.batches.create(
+            input_file_id="f", endpoint="/v1/responses", completion_window="24h"
+        )
+        assert batch.id == "b"
+        assert [model.id for model in client.models.list()] == ["m"]
+        assert client.files.content("f").text == "line\n"
+    with anthropic.Anthropic(
+        base_url=gateway.url("anthropic"), api_key=token, max_retries=0
+    ) as client_a:
+        assert client_a.messages.count_tokens(model="claude-x", messages=MESSAGE).input_tokens == 7
+        assert client_a.models.list().data
+    options: Any = {"base_url": gateway.url("gemini"), "api_version": "v1beta"}
+    google = genai.Client(api_key=token, http_options=options)
+    assert google.models.count_tokens(model="gemini-x", contents="hello").total_tokens == 7
+    embedded = google.models.embed_content(model="gemini-embedding-x", contents="hello")
+    assert embedded.embeddings
+    assert embedded.embeddings[0].values == [0.5]
     google.close()
 
 
