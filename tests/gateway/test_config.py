@@ -89,7 +89,7 @@ logs: {format: xml}
         "spaces",
         "it becomes a path",
         "64KiB",
-        "smtp",
+        "openai, anthropic",
     ):
         assert any(words in fault for fault in found), words
     assert len(found) >= 13
