@@ -10,6 +10,7 @@ No I/O.
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import Refused
 
@@ -32,9 +33,10 @@ CREDENTIAL_SLOTS: Final = (
 )
 """Every field that may carry a credential; none of them is ever forwarded."""
 
+_SEPARATOR = re.compile(rb"[&;]")
 _QUERY_CREDENTIAL = re.compile(
-    rb"(?:^|[&;])(?:key|api[-_]?key|access[-_]?token|token|%[0-9a-f]{2}[^=&;]*)=", re.IGNORECASE
-)
+    rb"\$?(?:key|api[-_]?key|(?:(?:access|oauth)[-_]?)?token)", re.IGNORECASE
+)  # Google's system parameters may begin with a dollar sign
 
 
 class Presented(NamedTuple):
@@ -92,6 +94,10 @@ def find_credentials(  # noqa: PLR0912 - one loop is faster, and reads in order
 def query_has_credential(query: bytes) -> bool:
     """Return whether a query carries a credential; URLs are logged by everyone on the way.
 
-    A parameter whose name is percent-encoded counts as one: no SDK encodes an honest name.
+    Names are compared decoded, as a provider would read them (`k%65y` is `key`).
     """
-    return _QUERY_CREDENTIAL.search(query) is not None
+    parameters = (parameter.partition(b"=") for parameter in _SEPARATOR.split(query))
+    return any(
+        equals and _QUERY_CREDENTIAL.fullmatch(unquote_to_bytes(name))
+        for name, equals, _ in parameters
+    )
