@@ -215,6 +215,14 @@ def test_a_wrong_match_is_refused_where_it_stands(match: str, expected: list[str
     assert [*map(str, sorted(faults))] == [f"p.yaml:1:{each}" for each in expected]
 
 
+def test_a_hollow_group_holds_for_nothing() -> None:
+    """An empty mapping in `all` or `any` is a fault, and even used it would match no call."""
+    for group in ("all", "any"):
+        conditions, _, faults = read(f"{{{group}: [{{}}]}}")
+        assert faults
+        assert not conditions[0].holds(ask())
+
+
 def test_faults_add_up() -> None:
     """All wrong conditions of a mapping, however deep, are reported at once."""
     _, _, faults = read("{tenant: 5, any: [{stream: yes}, {not: {provider: x}}], rolls: a}")

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.request import AccessRequest
-from policies.rules import load_policy_set
+from policies.rules import Effect, Rule, load_policy_set
 from tests.policies.asking import PROVIDERS, ask, policy_set_of
 
 YES, NO, BROKEN = "{tenant: acme}", "{tenant: beta}", "{client_address: 0.0.0.0/0}"
@@ -217,6 +218,18 @@ def test_a_body_that_hides_its_facts_is_denied(match: str, *, allowed: bool) -> 
     assert decision.is_allowed is allowed
     assert decision.rules == (("allow",) if allowed else ())
     assert allowed or decision.verdict is Verdict.DENY
+
+
+@pytest.mark.parametrize(
+    ("effect", "field"),
+    [(Effect.ALLOW, "allows"), (Effect.REQUIRE, "requires")],
+    ids=["allow", "require"],
+)
+def test_nothing_passes_for_want_of_conditions(effect: Effect, field: str) -> None:
+    """A rule compiled without conditions, which no file can hold, allows and fulfils nothing."""
+    hollow = Rule(id="r", effect=effect, match=(), that=(), message="")
+    sound = policy_set_of("rules:\n" + (rule("allow", YES) if field == "requires" else "  []"))
+    assert not decide(replace(sound, **{field: (hollow,)}), REQUEST).is_allowed
 
 
 def test_a_decision_carries_the_digest_of_its_set() -> None:
