@@ -163,15 +163,13 @@ def test_no_credential_slot_survives_in_any_case(name: bytes, dialect: str) -> N
     assert not kept & CREDENTIAL_SLOTS
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(CREDENTIAL_SLOTS)), st.binary(max_size=40))))
+junk = st.binary(max_size=40).filter(lambda value: b"eyJ" not in value)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(CREDENTIAL_SLOTS)), junk)))
 def test_junk_is_refused_and_nothing_else(headers: list[tuple[bytes, bytes]]) -> None:
     """Any bytes in any slots are a refusal with a code, never another error and never a token."""
-    try:
-        found = find_credentials(headers)
-    except Refused as refused:
-        assert refused.code in {"no_credentials", "credential_not_accepted"}
-    else:
-        assert any(token and token.startswith(b"eyJ") for token in found)
+    assert refusal(headers).code in {"no_credentials", "credential_not_accepted"}
 
 
 def test_a_providers_own_slot_is_stripped_from_callers() -> None:
