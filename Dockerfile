@@ -2,7 +2,7 @@
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements/demo.txt requirements/runtime.txt ./
-RUN python -m venv /opt/veklom && /opt/veklom/bin/pip install --require-hashes -r demo.txt
+RUN python -m venv /opt/veklom && /opt/veklom/bin/pip install --require-hashes --no-deps -r demo.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY policies policies
