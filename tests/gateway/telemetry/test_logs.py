@@ -37,12 +37,12 @@ def test_tracebacks_show_no_values(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("json", "console"):
         configure_logs(form, "info", "control")
         try:
-            fail("-".join(["it", "is", "me"]))
+            fail("detnalp"[::-1])
         except RuntimeError:
             get_log().exception("failed")
         out = capsys.readouterr().err
         assert "RuntimeError" in out
-        assert "it-is-me" not in out
+        assert "planted" not in out
         structlog.reset_defaults()
 
 
