@@ -36,6 +36,10 @@ class JwksUnavailable(Exception):
     """An issuer's keys could not be fetched."""
 
 
+# JSON nested too deep is a RecursionError; TimeoutError is an OSError.
+_FAILURES = (ValueError, OSError, RecursionError, aiohttp.ClientError)
+
+
 class _State:
     def __init__(self, source: JwksSource) -> None:
         self.source = source
@@ -86,16 +90,15 @@ class JwksCache:
     async def refresh_due(self) -> None:
         """Fetch what has grown old; called now and then."""
         now = self._clock.monotonic()
-        for issuer, state in self._states.items():
-            if now - state.fetched_at > REFRESH_SECONDS:
-                await self.need(issuer)
+        due = [i for i, s in self._states.items() if now - s.fetched_at > REFRESH_SECONDS]
+        await asyncio.gather(*map(self.need, due))
 
     async def _refresh(self, state: _State) -> None:
         try:
             jwks = await self._fetch(state.source)
             KeySet.from_json(jwks)
             state.jwks, state.fetched_at = jwks, self._clock.monotonic()
-        except (JwksUnavailable, ValueError, OSError, aiohttp.ClientError, TimeoutError) as error:
+        except (JwksUnavailable, *_FAILURES) as error:
             # The text of a client error may hold a URL's query: the kind of error is enough.
             log.warning(
                 "issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__
@@ -111,15 +114,16 @@ class JwksCache:
         url = source.url
         if not url:
             base = source.issuer.rstrip("/")
-            document = json.loads(await self._get(f"{base}/.well-known/openid-configuration"))
+            place = f"{base}/.well-known/openid-configuration"
+            document = json.loads(await self._get(place, source))
             if not isinstance(document, dict) or document.get("issuer") != source.issuer:
                 raise JwksUnavailable("the discovery document is another issuer's")
             url = str(document.get("jwks_uri", ""))
-        if not url.startswith("https://") and not (source.plain_http and url.startswith("http://")):
-            raise JwksUnavailable("the key set's URL is not https")
-        return await self._get(url)
+        return await self._get(url, source)
 
-    async def _get(self, url: str) -> bytes:
+    async def _get(self, url: str, source: JwksSource) -> bytes:
+        if not url.startswith("https://") and not (source.plain_http and url.startswith("http://")):
+            raise JwksUnavailable("not https")
         if self._session is None:
             raise JwksUnavailable("not started")
         async with self._session.get(url, allow_redirects=False) as response:

@@ -4,6 +4,7 @@ Laws of this file:
 - the issuer is looked up by the token's own claim, and only ever in the configured table;
 - the algorithm is one of that issuer's list, asymmetric, and fits the key's type;
 - `iss`, `aud`, `exp`, `iat` and `sub` are required; `crit`, `jku`, `x5u` and `jwk` are refused;
+- a name given twice in a JSON object is refused: whoever else reads the token might read the other;
 - an issuer may only name tenants that its configuration lets it name;
 - a verified token is cached by the hash of all of it, and forgotten when the issuer's keys change.
 
@@ -16,12 +17,13 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jwt
 import msgspec
 
 from gateway.errors import Refused
+from gateway.identity.slots import MAX_TOKEN_BYTES
 from policies.request import Principal
 
 ALGORITHMS: Final = (
@@ -36,6 +38,7 @@ MAX_NAME: Final = 256
 """As long as a subject, tenant or role may be (OIDC Core 2 caps `sub` at 255)."""
 
 _MIN_RSA_BITS = 2048
+_KEY_TYPES = ("RSA", "EC", "OKP")
 _REQUIRED = ("iss", "aud", "exp", "iat", "sub")
 _FORBIDDEN_HEADERS = ("crit", "jku", "x5u", "x5c", "jwk", "b64")
 _TYPES = frozenset({"", "jwt", "at+jwt", "application/at+jwt"})
@@ -85,10 +88,17 @@ class VerifiedIdentity(msgspec.Struct, frozen=True):
     expires_at: float
 
 
+class SigningKey(NamedTuple):
+    """A public key, and the one algorithm it is for ("" where its set does not say)."""
+
+    key: Any
+    algorithm: str
+
+
 class KeySet:
     """The signing keys of one issuer, by key id."""
 
-    def __init__(self, keys: Mapping[str, jwt.PyJWK]) -> None:
+    def __init__(self, keys: Mapping[str, SigningKey]) -> None:
         self._keys = keys
 
     @classmethod
@@ -106,22 +116,22 @@ class KeySet:
             raise ValueError("not a JWK set") from None
         if not isinstance(listed, list):
             raise ValueError("not a JWK set")
-        keys: dict[str, jwt.PyJWK] = {}
+        keys: dict[str, SigningKey] = {}
         for each in listed:
             if not isinstance(each, dict) or each.get("use", "sig") != "sig":
                 continue
-            if each.get("kty") not in {"RSA", "EC", "OKP"}:
+            if each.get("kty") not in _KEY_TYPES:
                 continue
             try:
-                key = jwt.PyJWK(each)
-            except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+                key = jwt.PyJWK(each).key
+            except (jwt.PyJWTError, ValueError, TypeError, KeyError, NotImplementedError):
                 continue  # a key that we cannot use is no reason to lose the others
-            if each["kty"] == "RSA" and key.key.key_size < _MIN_RSA_BITS:
+            if each["kty"] == "RSA" and key.key_size < _MIN_RSA_BITS:
                 continue
-            keys[str(each.get("kid", ""))] = key
+            keys[str(each.get("kid", ""))] = SigningKey(key, str(each.get("alg") or ""))
         return cls(keys)
 
-    def find(self, kid: str) -> jwt.PyJWK | None:
+    def find(self, kid: str) -> SigningKey | None:
         """Return the key of this id; without an id, the only key there is."""
         if not kid and len(self._keys) == 1:
             return next(iter(self._keys.values()))
@@ -194,6 +204,8 @@ class TokenVerifier:
         key = keys.find(kid) if keys is not None else None
         if key is None:
             raise KeysNeeded(issuer.issuer, kid[:MAX_NAME])
+        if key.algorithm not in {"", algorithm}:
+            raise Refused("invalid_token", "The token's algorithm is not its key's.")
         claims = _decode(token, key, str(algorithm), issuer)
         return _identity(claims, issuer, now)
 
@@ -201,13 +213,10 @@ class TokenVerifier:
 def _unverified(token: bytes) -> tuple[dict[str, Any], object]:
     """Return the header and the claimed issuer: enough to look the issuer up, trusted for no more."""
     parts = token.split(b".")
-    if len(parts) != 3:
+    if len(parts) != 3 or len(token) > MAX_TOKEN_BYTES:
         raise Refused("invalid_token", "The token is not a signed JWT.")
     try:
-        header, claims = (
-            json.loads(base64.b64decode(part + b"=" * (-len(part) % 4), b"-_", validate=True))
-            for part in parts[:2]
-        )
+        header, claims = map(_object, parts[:2])
     except (ValueError, binascii.Error, RecursionError):
         raise Refused("invalid_token", "The token is not a signed JWT.") from None
     if not isinstance(header, dict) or not isinstance(claims, dict):
@@ -215,11 +224,24 @@ def _unverified(token: bytes) -> tuple[dict[str, Any], object]:
     return header, claims.get("iss")
 
 
-def _decode(token: bytes, key: jwt.PyJWK, algorithm: str, issuer: Issuer) -> dict[str, Any]:
+def _object(segment: bytes) -> object:
+    text = base64.b64decode(segment + b"=" * (-len(segment) % 4), b"-_", validate=True)
+    msgspec.json.decode(text)  # refuses what our own records could not hold: lone surrogates, NaN
+    return json.loads(text, object_pairs_hook=_members)
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name is given twice")
+    return members
+
+
+def _decode(token: bytes, key: SigningKey, algorithm: str, issuer: Issuer) -> dict[str, Any]:
     try:
         return jwt.decode(
             token,
-            key,
+            key.key,
             algorithms=[algorithm],
             audience=list(issuer.audiences),
             issuer=issuer.issuer,
@@ -297,8 +319,5 @@ def _text(value: object) -> str:
 
 def _texts(value: object) -> list[str]:
     """Return the words of a space-separated text, or the texts of a list."""
-    if isinstance(value, str):
-        return value.split()
-    if isinstance(value, list):
-        return [text for text in map(_text, value) if text]
-    return []
+    values = value.split() if isinstance(value, str) else value
+    return [text for text in map(_text, values) if text] if isinstance(values, list) else []
