@@ -358,9 +358,11 @@ class Execution:
         except GeneratorExit:
             self._settle(call)
             raise
-        guard = self._guard(call, granted)
-        exchange: Exchange = yield self._forward(call, granted, head, guard)
-        self._settle(call)
+        try:
+            guard = self._guard(call, granted)
+            exchange: Exchange = yield self._forward(call, granted, head, guard)
+        finally:
+            self._settle(call)
         yield from self._conclude(call, granted, exchange, guard)
 
     # 1 to 5

@@ -1,0 +1,358 @@
+"""The story of one call, told without any I/O: its order, its ends, and what it never forgets."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.audit.event import CallDenied, CallEnd, CallStart
+from gateway.audit.journal import AuditUnavailable
+from gateway.errors import Refused
+from gateway.execution import (
+    Answer,
+    AwaitKeys,
+    BodyLimits,
+    Break,
+    Command,
+    Exchange,
+    Execution,
+    Finish,
+    Forward,
+    ReadBody,
+    Record,
+    RequestHead,
+)
+from gateway.identity.dev_issuer import DEVELOPMENT, ISSUER, DevelopmentIssuer
+from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
+from gateway.identity.sessions import SessionTable
+from gateway.identity.tokens import TokenVerifier
+from gateway.limits.memory_store import MemoryLimiter
+from gateway.providers.provider import Provider
+from gateway.providers.routes import RouteTable
+from gateway.telemetry.metrics import CallMetrics
+from keys.region import SecretRegion
+from keys.secret import Secret
+from keys.session import Deposit, SessionRecord, seal_session
+from keys.vault import SessionVault
+from policies.request import Principal
+from policies.rules import load_policy_set
+
+KEY = b"sk-planted-key"
+NOW = 1_800_000_000
+POLICY = """\
+rules:
+  - {id: acme, effect: allow, match: {tenant: acme}}
+  - {id: no-forbidden, effect: deny, match: {model: forbidden}}
+limits:
+  - {name: one, key: [tenant], concurrent: {max: 1}}
+"""
+BODY = b'{"model":"gpt-x","messages":[]}'
+ALICE = Principal(issuer=ISSUER, subject="alice", tenant="acme")
+
+
+class StoppedClock:
+    """Stands at one instant until it is moved."""
+
+    def __init__(self) -> None:
+        self.at = float(NOW)
+
+    def now(self) -> float:
+        """Return the instant."""
+        return self.at
+
+    def monotonic(self) -> float:
+        """Return the same."""
+        return self.at
+
+
+class House:
+    """Every real part of a worker's governed path, and none of its sockets."""
+
+    def __init__(self) -> None:
+        self.clock = StoppedClock()
+        self.provider = Provider.from_url(
+            "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
+        )
+        self.region = SecretRegion.open(slots=2)
+        self.sessions = SessionTable(SessionVault(self.region))
+        self.tokens = SessionTokenIssuer("test")
+        self.issuer = DevelopmentIssuer()
+        self.identities = TokenVerifier((DEVELOPMENT,))
+        self.execution = Execution(
+            routes=RouteTable([self.provider]),
+            identities=self.identities,
+            session_tokens=SessionTokenVerifier(self.tokens.public_key, "test"),
+            sessions=self.sessions,
+            policy_set=load_policy_set([("p.yaml", POLICY)], frozenset({"openai"})),
+            limiter=MemoryLimiter(self.clock),
+            limits=BodyLimits(buffered=1000, streamed=0),
+            metrics=CallMetrics(),
+            clock=self.clock,
+        )
+        self.record = SessionRecord(
+            session_id="ab" * 16, tenant=ALICE.tenant, issuer=ALICE.issuer, subject=ALICE.subject,
+            generation=1, created_at=NOW, expires_at=NOW + 100, idle_seconds=100, credentials=(),
+        )  # fmt: skip
+        self.token = self.open()
+
+    def open(self) -> str:
+        """Serve a session that holds a key; return its token."""
+        deposit = Deposit(
+            provider="openai", origin=self.provider.origin, credential=Secret(bytearray(KEY))
+        )
+        self.record, secret = seal_session(
+            replace(self.record, credentials=()), [deposit], bytes(32)
+        )
+        self.sessions.put(ALICE, self.record)
+        return self.tokens.mint(
+            session_id=self.record.session_id, generation=self.record.generation,
+            subject=ALICE.subject, tenant=ALICE.tenant, secret=secret, now=NOW,
+            expires_at=self.record.expires_at,
+        )  # fmt: skip
+
+    def head(self, token: str | None = None, **fields: str) -> RequestHead:
+        """Return the head of a chat call."""
+        headers = [(b"host", b"g"), (b"authorization", b"Bearer " + (token or self.token).encode())]
+        headers += [(name.replace("_", "-").encode(), v.encode()) for name, v in fields.items()]
+        return RequestHead(
+            method=b"POST", target=b"/openai/v1/chat/completions", headers=headers,
+            content_length=len(BODY), client_address="127.0.0.1",
+        )  # fmt: skip
+
+    def tell(
+        self, head: RequestHead | None = None, answers: dict[type, Any] | None = None
+    ) -> list[Command]:
+        """Tell a story to its end; `answers` are sent, or thrown where they are exceptions."""
+        given = {ReadBody: BODY, Forward: Exchange(status=200, upstream_status=200)}
+        given.update(answers or {})
+        story = self.execution.run(head or self.head())
+        told: list[Command] = []
+        try:
+            command = next(story)
+            while True:
+                told.append(command)
+                answer = given.get(type(command))
+                if callable(answer):
+                    answer = answer(command)
+                failed = isinstance(answer, Exception)
+                command = story.throw(answer) if failed else story.send(answer)
+        except StopIteration:
+            return told
+
+
+@pytest.fixture
+def house() -> House:
+    """A fresh one."""
+    return House()
+
+
+def kinds(told: list[Command]) -> list[str]:
+    """Return what was asked for, records by their event."""
+    return [type(c.event if isinstance(c, Record) else c).__name__ for c in told]
+
+
+def code_of(told: list[Command]) -> str:
+    """Return the code of the answer that ends a story."""
+    answer = told[-1]
+    assert isinstance(answer, Answer)
+    return answer.problem.code
+
+
+def test_a_good_call(house: House) -> None:
+    """Body, durable start, exchange, durable end, finish: in this order and nothing else."""
+    told = house.tell()
+    assert kinds(told) == ["ReadBody", "CallStart", "Forward", "CallEnd", "Finish"]
+    start, end = told[1].event, told[3].event  # type: ignore[union-attr]
+    assert isinstance(start, CallStart)
+    assert isinstance(end, CallEnd)
+    assert (start.call, start.rules, start.model) == (end.call, ("acme",), "gpt-x")
+
+
+def test_the_key_is_only_in_the_slot(house: House) -> None:
+    """The composed head carries the session's key for its provider, in a slot that is wiped."""
+    free = house.region.free
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    slot = forward.compose()
+    head, memory = bytes(slot.view), slot.whole
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\nhost: api.openai.com\r\n")
+    assert head.endswith(b"authorization: Bearer " + KEY + b"\r\n\r\n")
+    assert head.count(b"authorization") == 1
+    slot.release()
+    assert KEY not in bytes(memory)
+    assert house.region.free == free
+
+
+def test_no_record_no_call(house: House) -> None:
+    """Where the start cannot be recorded nothing is forwarded, and nothing stays reserved."""
+
+    def fail(command: Record) -> object:
+        return AuditUnavailable("full") if isinstance(command.event, CallStart) else None
+
+    told = house.tell(answers={Record: fail})
+    assert kinds(told) == ["ReadBody", "CallStart", "Answer"]
+    assert code_of(told) == "audit_unavailable"
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+def test_an_unrecorded_end_is_no_clean_end(house: House) -> None:
+    """Where the end cannot be recorded the caller never sees a finished answer."""
+
+    def fail(command: Record) -> object:
+        return AuditUnavailable("full") if isinstance(command.event, CallEnd) else None
+
+    assert kinds(house.tell(answers={Record: fail}))[-1] == "Break"
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+def test_a_denial_stays_a_denial(house: House) -> None:
+    """A refusal is recorded before it is told, and told as itself when it cannot be recorded."""
+    forbidden = {ReadBody: b'{"model":"forbidden"}'}
+    told = house.tell(answers=forbidden)
+    assert kinds(told) == ["ReadBody", "CallDenied", "Answer"]
+    denied = told[1].event  # type: ignore[union-attr]
+    assert isinstance(denied, CallDenied)
+    assert (denied.code, denied.rules, denied.tenant) == (
+        "policy_denied",
+        ("no-forbidden",),
+        "acme",
+    )
+    told = house.tell(answers={**forbidden, Record: AuditUnavailable("full")})
+    assert code_of(told) == "policy_denied"
+
+
+ENDS = [
+    (Exchange(outcome="client_abort", fault="downstream"), Break),
+    (Exchange(outcome="upstream_abort", fault="upstream", status=200), Break),
+    (Exchange(outcome="timeout", refusal=Refused("upstream_timeout", "")), Answer),
+    (Exchange(outcome="upstream_error", refusal=Refused("upstream_unreachable", "")), Answer),
+    (Exchange(status=500, upstream_status=500), Finish),
+]
+
+
+@pytest.mark.parametrize(("exchange", "last"), ENDS, ids=lambda each: getattr(each, "outcome", ""))
+def test_every_end_is_recorded_and_settled(house: House, exchange: Exchange, last: type) -> None:
+    """However an exchange ends, its end is on record once, and the next call finds its place free."""
+    told = house.tell(answers={Forward: exchange})
+    assert kinds(told).count("CallEnd") == 1
+    assert isinstance(told[-1], last)
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_story_dropped_anywhere_leaves_nothing_behind(house: House, steps: int) -> None:
+    """Wherever the telling stops, the reservation is free again for the next call."""
+    story = house.execution.run(house.head())
+    answers = iter([None, BODY, None, Exchange(status=200), None])
+    for _ in range(steps):
+        story.send(next(answers))
+    story.close()
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+def test_a_reservation_is_held_while_the_call_runs(house: House) -> None:
+    """Between start and end the place is taken: a second call is refused, with its limit's name."""
+    story = house.execution.run(house.head())
+    for answer in (None, BODY, None):
+        command = story.send(answer)
+    assert isinstance(command, Forward)
+    told = house.tell()
+    assert code_of(told) == "concurrency_limit_exceeded"
+    story.send(Exchange(status=200))
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+def test_a_session_closed_meanwhile_opens_nothing(house: House) -> None:
+    """Between the verdict and the connection a session may close: then there is no key to compose."""
+    free = house.region.free
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    house.sessions.drop(house.record.session_id)
+    with pytest.raises(Refused):
+        forward.compose()
+    assert house.region.free == free
+
+
+def renewed(house: House) -> str:
+    """Return the old token of a session that has a new generation."""
+    old = house.token
+    house.record = replace(house.record, generation=2)
+    house.open()
+    return old
+
+
+def expired(house: House) -> str:
+    """Return a token whose time is over."""
+    house.clock.at += 101
+    return house.token
+
+
+def dropped(house: House) -> str:
+    """Return the token of a session that was closed."""
+    house.sessions.drop(house.record.session_id)
+    return house.token
+
+
+def foreign(_house: House) -> str:
+    """Return a token of another gateway."""
+    return House().token
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (renewed, "session_unknown"),
+        (expired, "session_expired"),
+        (dropped, "session_unknown"),
+        (foreign, "invalid_session_token"),
+        (lambda _: "sk-a-raw-key", "credential_not_accepted"),
+    ],
+)
+def test_tokens_that_open_nothing(house: House, spoil: Callable[[House], str], code: str) -> None:
+    """A stale, expired, closed, foreign or raw credential is refused before the body is read."""
+    told = house.tell(house.head(spoil(house)))
+    assert kinds(told) == ["CallDenied", "Answer"]
+    assert code_of(told) == code
+
+
+def test_an_identity_beside_the_session(house: House) -> None:
+    """With `X-Veklom-Session` the identity provider's token is verified, and must be the owner's."""
+
+    def beside(subject: str) -> RequestHead:
+        identity = house.issuer.mint(
+            subject=subject, tenant="acme", roles=(), now=NOW, ttl_seconds=60
+        )
+        return house.head(identity, x_veklom_session=house.token)
+
+    def install(command: AwaitKeys) -> None:
+        house.identities.install_keys(command.issuer, house.issuer.jwks())
+
+    told = house.tell(beside("alice"), {AwaitKeys: install})
+    assert kinds(told)[0] == "AwaitKeys"
+    assert kinds(told)[-1] == "Finish"
+    assert kinds(house.tell(beside("alice")))[0] == "ReadBody"
+    assert code_of(house.tell(beside("mallory"))) == "session_mismatch"
+
+
+def test_keys_that_do_not_come(house: House) -> None:
+    """Where an issuer's keys cannot be had the call is refused, and says that it is not the caller."""
+    identity = house.issuer.mint(subject="alice", tenant="acme", roles=(), now=NOW, ttl_seconds=60)
+    head = house.head(identity, x_veklom_session=house.token)
+    told = house.tell(head, {AwaitKeys: Refused("identity_unavailable", "")})
+    assert code_of(told) == "identity_unavailable"
+    told = house.tell(head)  # they came, and this one is not among them
+    assert code_of(told) == "invalid_token"
+
+
+def test_usage_is_asked_for_only_where_the_caller_did_not(house: House) -> None:
+    """A chat stream's body is changed to ask for usage; a caller's own wish is left as it is."""
+    plain, asking = (
+        b'{"model":"m","stream":true}',
+        b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}',
+    )
+    forwards = [house.tell(answers={ReadBody: body})[2] for body in (plain, asking, BODY)]
+    bodies = [each.body for each in forwards if isinstance(each, Forward)]
+    assert json.loads(bodies[0] or b"")["stream_options"] == {"include_usage": True}
+    assert bodies[1:] == [asking, BODY]
