@@ -1,7 +1,5 @@
 """The vault lays a head out with the credential in it, in a slot, and leaves nothing behind."""
 
-import mmap
-
 import pytest
 
 from keys.errors import CustodyError, NoCredential, RegionExhausted, UnknownSession, UnsealFailed
@@ -20,8 +18,8 @@ class Bench:
     """A vault with one open session, and the memory below its region."""
 
     def __init__(self, slots: int = 3) -> None:
-        self.memory = mmap.mmap(-1, slots * SLOT_BYTES)
-        self.region = SecretRegion(self.memory, SLOT_BYTES)
+        self.region = SecretRegion.open(slots, SLOT_BYTES)
+        self.memory = self.region.memory
         self.vault = SessionVault(self.region)
         blank = SessionRecord(
             session_id=SID,
