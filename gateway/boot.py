@@ -8,17 +8,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from gateway.audit.event import ProtectionsChecked
 from gateway.audit.journal import Journal
 from gateway.audit.keyfile import load_signer
 from gateway.clock import Clock
 from gateway.config import Config
+from gateway.hardening import demand, harden, to_reasons
 from gateway.identity.dev_issuer import DEVELOPMENT
 from gateway.identity.tokens import Issuer
+from keys.region import SecretRegion
 from policies.rules import PolicySet, load_policy_set
 
 
@@ -47,6 +50,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str]
     relays: tuple[int, ...]
     lifeline: int
+    supervisor_protections: dict[str, str]
 
 
 def write_boot(boot: Boot) -> int:
@@ -81,6 +85,28 @@ def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> J
     origin = f"{config.name}/{boot.boot_id}/{boot.role}"
     directory = Path(config.audit.directory) / f"{boot.boot_id}-{boot.role}"
     return Journal.open(directory, origin=origin, signer=signer, clock=clock, loop=loop)
+
+
+def protect(
+    boot: Boot, folders: Iterable[str], *, region: SecretRegion | None = None, wipes: bool = False
+) -> dict[str, str]:
+    """Harden this process; return each protection, with the reason where it does not hold.
+
+    Raises:
+        ProtectionMissing: The configuration requires one that does not hold.
+    """
+    findings = harden(map(Path, folders), region=region, wipes=wipes)
+    demand(findings, boot.config.custody.required(is_dev=boot.is_dev))
+    return to_reasons(findings)
+
+
+def protections_event(role: str, protections: Mapping[str, str]) -> ProtectionsChecked:
+    """Return the audit event for what `protect` found."""
+    return ProtectionsChecked(
+        role=role,
+        held=tuple(name for name, reason in protections.items() if not reason),
+        missing=tuple(f"{name}: {reason}" for name, reason in protections.items() if reason),
+    )
 
 
 def watch_over(boot: Boot, stop: Callable[[str], None]) -> None:

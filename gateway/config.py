@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.errors import GatewayError
+from gateway.hardening import Protection
 from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
 from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
@@ -105,6 +106,21 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
 
 
+class Custody(msgspec.Struct, frozen=True, kw_only=True):
+    """Which protections of memory must hold for the gateway to serve; None: the usual ones."""
+
+    require: tuple[str, ...] | None = None
+
+    def required(self, *, is_dev: bool) -> tuple[str, ...]:
+        """Return the protections whose absence is fatal."""
+        if self.require is not None:
+            return self.require
+        return () if is_dev else _USUALLY_REQUIRED
+
+
+_USUALLY_REQUIRED = (Protection.NO_SWAP, Protection.NO_KEY_LOG, Protection.NO_DEBUG)
+
+
 class Logs(msgspec.Struct, frozen=True, kw_only=True):
     """How the operational log is written: `json` or `console`, from this level up."""
 
@@ -133,10 +149,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     providers: dict[str, ProviderConfig]
     policies: Policies
     audit: Audit
+    custody: Custody
     sessions: Sessions
     limits: Limits
     timeouts: Timeouts
     logs: Logs
+
+
+_PASSED_ON = re.compile(
+    r"PATH|LANG|LC_\w+|TZ|HOME|TMPDIR|NO_COLOR|PYTHON(?:PATH|HOME|UNBUFFERED|DONTWRITEBYTECODE)"
+    r"|VIRTUAL_ENV|LD_LIBRARY_PATH|SSL_CERT_(?:FILE|DIR)"
+)
+
+
+def child_environment() -> dict[str, str]:
+    """Return the variables that a child process needs: not the operator's keys, whatever else is set."""
+    return {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
 
 
 def default_config_path() -> Path:
@@ -192,6 +220,7 @@ def parse_config(text: str, path: str, environment: dict[str, str]) -> Config:
             directory=environment.get("VEKLOM_AUDIT_DIR")
             or place(audit.string("directory", "audit"))
         ),
+        custody=_custody(top.section("custody")),
         sessions=_sessions(top.section("sessions")),
         limits=_limits(top.section("limits")),
         timeouts=_timeouts(top.section("timeouts")),
@@ -303,6 +332,15 @@ def _providers(section: Section, place: Callable[[str], str]) -> dict[str, Provi
             dialect=dialect, base_url=base_url, ca_file=ca_file, request_stream_usage=usage
         )
     return providers
+
+
+def _custody(section: Section) -> Custody:
+    require = section.strings("require") if "require" in section else None
+    for name in require or ():
+        if name not in list(Protection):
+            section.fault("require", f"holds {name!r}; one of {', '.join(Protection)}")
+    section.finish()
+    return Custody(require=require)
 
 
 def _sessions(section: Section) -> Sessions:

@@ -24,10 +24,20 @@ from gateway.audit.event import (
 )
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.keyfile import load_or_create_seed
-from gateway.boot import Boot, boot_argument, issuers_of, open_journal, policy_set_of, watch_over
+from gateway.boot import (
+    Boot,
+    boot_argument,
+    issuers_of,
+    open_journal,
+    policy_set_of,
+    protect,
+    protections_event,
+    watch_over,
+)
 from gateway.clock import SystemClock
 from gateway.config import providers_from
 from gateway.errors import Refused
+from gateway.hardening import ProtectionMissing
 from gateway.identity.dev_issuer import ISSUER, DevelopmentIssuer
 from gateway.identity.jwks import JwksCache
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
@@ -60,8 +70,9 @@ log = get_log()
 class Control:
     """The control process's parts."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, protections: dict[str, str]) -> None:
         self._boot = boot
+        self._protections = {"supervisor": boot.supervisor_protections, boot.role: protections}
         self._clock = SystemClock()
         self._workers = Workers()
         self._tokens = SessionTokenIssuer(boot.config.name)
@@ -82,6 +93,8 @@ class Control:
         policy_set = policy_set_of(boot)
         await self._record(ProcessStarted(role=boot.role, version=gateway.__version__))
         await self._record(ConfigurationLoaded(digest=boot.config_digest, path=boot.config_path))
+        for role, protections in self._protections.items():
+            await self._record(protections_event(role, protections))
         files = tuple(source.path for source in boot.policies)
         await self._record(PolicyLoaded(digest=policy_set.digest, files=files))
         fingerprint_key = load_or_create_seed(Path(config.state_dir) / "fingerprint.key")
@@ -120,7 +133,7 @@ class Control:
                 server_context(listeners.sessions),
             ),
             await serve(
-                admin_app(self._checks, self._metrics),
+                admin_app(self._checks, self._metrics, self._protections),
                 socket.socket(fileno=boot.listeners["admin"]),
                 server_context(listeners.admin),
             ),
@@ -198,6 +211,7 @@ class Control:
         match message:
             case Ready():
                 self._workers.on_ready(message.worker)
+                self._protections[f"worker-{message.worker}"] = message.protections
                 if self._workers.ready == self._boot.config.workers:
                     addresses = self._boot.addresses
                     log.info(
@@ -269,22 +283,28 @@ class Control:
             "sessions_open": float(len(self._ledger or ())),
             "workers_ready": float(self._workers.ready),
         }
-        return await asyncio.to_thread(render, snapshots, gauges)
+        return await asyncio.to_thread(render, snapshots, gauges, self._protections)
 
     def _stop(self, reason: str) -> None:
         if not self._stopped.done():
             self._stopped.set_result(reason)
 
 
-async def _run(boot: Boot) -> int:
-    return await Control(boot).run()
+async def _run(boot: Boot, protections: dict[str, str]) -> int:
+    return await Control(boot, protections).run()
 
 
 def main() -> int:
     """Run the control process; its boot message's descriptor is the only argument."""
     boot = boot_argument()
     configure_logs(boot.config.logs.format, boot.config.logs.level, boot.role)
-    return uvloop.run(_run(boot))
+    config = boot.config
+    try:
+        protections = protect(boot, [config.state_dir, config.audit.directory], wipes=True)
+    except ProtectionMissing as missing:
+        log.error("process.not_protected", reason=str(missing))
+        return 1
+    return uvloop.run(_run(boot, protections))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,10 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot-r
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """The worker listens and can serve."""
+    """The worker listens and can serve; `protections` as `gateway.boot.protect` found them."""
 
     worker: int
+    protections: dict[str, str]
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):

@@ -18,7 +18,14 @@ from pathlib import Path
 from gateway.audit.keyfile import load_signer
 from gateway.boot import Boot, PolicySource, write_boot
 from gateway.clock import SystemClock
-from gateway.config import Config, ConfigurationError, Listener, read_policy_sources
+from gateway.config import (
+    Config,
+    ConfigurationError,
+    Listener,
+    child_environment,
+    read_policy_sources,
+)
+from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
 from gateway.setup import load_policies
 from gateway.telemetry.logs import configure_logs, get_log
 
@@ -42,6 +49,7 @@ class Supervisor:
         self._boot_id = f"{int(clock.now()):x}{secrets.token_hex(4)}"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._lifeline, self._lifeline_end = os.pipe()
+        self._protections: dict[str, str] = {}
 
     def run(self) -> int:
         """Start everything, wait for a signal or a death, stop everything; return an exit code."""
@@ -59,6 +67,9 @@ class Supervisor:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "vkey").write_text(signer.vkey + "\n")
         load_policies(config)
+        findings = harden([Path(config.state_dir), directory])
+        demand(findings, config.custody.required(is_dev=self._is_dev))
+        self._protections = to_reasons(findings)
         if self._is_dev:
             log.warning("gateway.development", hint="anyone on this machine can mint an identity")
 
@@ -94,20 +105,25 @@ class Supervisor:
                 addresses=addresses,
                 relays=tuple(end.fileno() for end in ends),
                 lifeline=self._lifeline,
+                supervisor_protections=self._protections,
             )
 
         control = {"sessions": sessions, "admin": admin}
-        self._spawn("gateway.control", boot("control", control, [mine for mine, _ in pairs]))
+        ends = [mine for mine, _ in pairs]
+        self._spawn("gateway.control", boot("control", control, ends), wipes=True)
         for index, (sock, (_, theirs)) in enumerate(zip(proxies, pairs, strict=True)):
             self._spawn("gateway.worker", boot(f"worker-{index}", {"proxy": sock}, [theirs]))
         for held in [sessions, admin, *proxies, *(end for pair in pairs for end in pair)]:
             held.close()
 
-    def _spawn(self, module: str, boot: Boot) -> None:
+    def _spawn(self, module: str, boot: Boot, *, wipes: bool = False) -> None:
         fd = write_boot(boot)
         inherited = [fd, boot.lifeline, *boot.relays, *boot.listeners.values()]
         child = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            [sys.executable, "-m", module, str(fd)], pass_fds=inherited, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", module, str(fd)],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            env={**child_environment(), **(WIPING_ENVIRONMENT if wipes else {})},
         )
         os.close(fd)
         self._children[child.pid] = child
@@ -179,4 +195,7 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
         raise ConfigurationError(("--dev: listeners.sessions must be a loopback address",))
-    return Supervisor(config, config_path, is_dev=dev).run()
+    try:
+        return Supervisor(config, config_path, is_dev=dev).run()
+    except ProtectionMissing as missing:
+        raise ConfigurationError((str(missing),)) from None

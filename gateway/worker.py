@@ -15,10 +15,20 @@ import uvloop
 import gateway
 from gateway.audit.event import ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
-from gateway.boot import Boot, boot_argument, issuers_of, open_journal, policy_set_of, watch_over
+from gateway.boot import (
+    Boot,
+    boot_argument,
+    issuers_of,
+    open_journal,
+    policy_set_of,
+    protect,
+    protections_event,
+    watch_over,
+)
 from gateway.clock import SystemClock
 from gateway.config import Config, providers_from
 from gateway.execution import BodyLimits, Execution
+from gateway.hardening import ProtectionMissing
 from gateway.identity.session_tokens import SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
@@ -41,7 +51,7 @@ from gateway.relay import (
     SnapshotRequest,
     Touched,
 )
-from gateway.telemetry.logs import configure_logs
+from gateway.telemetry.logs import configure_logs, get_log
 from gateway.telemetry.metrics import CallMetrics
 from gateway.tls import client_context, server_context
 from keys.region import SecretRegion
@@ -54,12 +64,13 @@ TOUCH_SECONDS = 1.0
 class Worker:
     """One worker's parts, and its inbox."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, region: SecretRegion, protections: dict[str, str]) -> None:
         self._boot = boot
+        self._protections = protections
         self._index = int(boot.role.rpartition("-")[2])
         self._clock = SystemClock()
         self._metrics = CallMetrics()
-        self._sessions = SessionTable(SessionVault(SecretRegion.open()))
+        self._sessions = SessionTable(SessionVault(region))
         self._identities = TokenVerifier(issuers_of(boot))
         self._link: Link | None = None
         self._proxy: Proxy | None = None
@@ -77,6 +88,7 @@ class Worker:
         )
         journal = self._journal = open_journal(boot, self._clock, loop)
         journal.append(ProcessStarted(role=boot.role, version=gateway.__version__))
+        journal.append(protections_event(boot.role, self._protections))
         session_key = await self._first_word
         providers = providers_from(config)
         self._proxy = Proxy(
@@ -99,7 +111,7 @@ class Worker:
         )
         listener = socket.socket(fileno=boot.listeners["proxy"])
         await self._proxy.listen(listener, server_context(config.listeners.proxy))
-        self._link.send(Ready(worker=self._index))
+        self._link.send(Ready(worker=self._index, protections=self._protections))
         # What exists now lives as long as the process: keep the collector from walking it.
         gc.collect()
         gc.freeze()
@@ -206,15 +218,21 @@ def proxy_limits_from(config: Config) -> ProxyLimits:
     )
 
 
-async def _run(boot: Boot) -> int:
-    return await Worker(boot).run()
+async def _run(boot: Boot, region: SecretRegion, protections: dict[str, str]) -> int:
+    return await Worker(boot, region, protections).run()
 
 
 def main() -> int:
     """Run a worker; its boot message's descriptor is the only argument."""
     boot = boot_argument()
     configure_logs(boot.config.logs.format, boot.config.logs.level, boot.role)
-    return uvloop.run(_run(boot))
+    region = SecretRegion.open()
+    try:
+        protections = protect(boot, [boot.config.audit.directory], region=region)
+    except ProtectionMissing as missing:
+        get_log().error("process.not_protected", reason=str(missing))
+        return 1
+    return uvloop.run(_run(boot, region, protections))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Health and metrics, for operators and their machines. No secret is behind these routes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -10,10 +10,14 @@ Checks = Callable[[], Awaitable[dict[str, bool]]]
 Page = Callable[[], Awaitable[bytes]]
 
 
-def admin_app(checks: Checks, metrics: Page) -> web.Application:
+def admin_app(
+    checks: Checks, metrics: Page, protections: Mapping[str, Mapping[str, str]]
+) -> web.Application:
     """Return the application of the admin listener.
 
-    `checks` names each thing that must be true to be ready; `metrics` renders the Prometheus page.
+    `checks` names each thing that must be true to be ready; `metrics` renders the Prometheus page;
+    `protections` says of each process what guards keys in its memory, and why not where it does not:
+    a gateway that lacks one is ready, but degraded.
     """
 
     async def livez(_request: web.Request) -> web.Response:
@@ -22,7 +26,14 @@ def admin_app(checks: Checks, metrics: Page) -> web.Application:
     async def readyz(_request: web.Request) -> web.Response:
         found = await checks()
         ready = all(found.values())
-        return web.json_response({"ready": ready, "checks": found}, status=200 if ready else 503)
+        missing = {
+            process: {name: reason for name, reason in each.items() if reason}
+            for process, each in protections.items()
+        }
+        custody = {"degraded": any(missing.values()), "missing": missing}
+        return web.json_response(
+            {"ready": ready, "checks": found, "custody": custody}, status=200 if ready else 503
+        )
 
     async def page(_request: web.Request) -> web.Response:
         return web.Response(

@@ -171,6 +171,14 @@ class ProcessStopped(Event, frozen=True, kw_only=True, tag="process.stopped"):
     reason: str
 
 
+class ProtectionsChecked(Event, frozen=True, kw_only=True, tag="custody.checked"):
+    """What guards keys in this process's memory: what holds, and `name: why not` for the rest."""
+
+    role: str
+    held: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
 class LogOpened(Event, frozen=True, kw_only=True, tag="log.opened"):
     """The first event of every log: the key that signs it."""
 

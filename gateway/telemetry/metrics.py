@@ -7,7 +7,7 @@ conventions where they have one.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client.core import (
@@ -100,9 +100,15 @@ class CallMetrics:
 
 
 class _Page(Collector):
-    def __init__(self, snapshots: Sequence[dict[str, Any]], gauges: dict[str, float]) -> None:
+    def __init__(
+        self,
+        snapshots: Sequence[dict[str, Any]],
+        gauges: dict[str, float],
+        protections: Mapping[str, Mapping[str, str]],
+    ) -> None:
         self._snapshots = snapshots
         self._gauges = gauges
+        self._protections = protections
 
     def collect(self) -> Iterable[Metric]:
         yield from self._calls()
@@ -120,6 +126,16 @@ class _Page(Collector):
         workers = _summed(each["gauges"] for each in self._snapshots)
         for name, value in sorted({**workers, **self._gauges}.items()):
             yield GaugeMetricFamily(f"veklom_{name}", _HELP.get(name, name), value=value)
+
+        guarded = GaugeMetricFamily(
+            "veklom_custody_protection",
+            "Whether a protection of keys in memory holds in a process.",
+            labels=["process", "protection"],
+        )
+        for process, reasons in self._protections.items():
+            for name, reason in reasons.items():
+                guarded.add_metric([process, name], 0 if reason else 1)
+        yield guarded
 
     def _calls(self) -> Iterator[Metric]:
         durations = HistogramMetricFamily(
@@ -193,8 +209,15 @@ def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def render(snapshots: Sequence[dict[str, Any]], gauges: dict[str, float]) -> bytes:
-    """Return the Prometheus page for the workers' snapshots and the control process's gauges."""
+def render(
+    snapshots: Sequence[dict[str, Any]],
+    gauges: dict[str, float],
+    protections: Mapping[str, Mapping[str, str]],
+) -> bytes:
+    """Return the Prometheus page for the workers' snapshots and the control process's gauges.
+
+    `protections` names, for each process, what should guard keys, and why not where it does not.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(snapshots, gauges))
+    registry.register(_Page(snapshots, gauges, protections))
     return generate_latest(registry)

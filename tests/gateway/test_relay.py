@@ -38,7 +38,7 @@ EVERY: list[Message] = [
     IssuerKeys(issuer="i", jwks=b"{}"),
     IssuerKeys(issuer="i", jwks=None),
     SnapshotRequest(n=3),
-    Ready(worker=0),
+    Ready(worker=0, protections={"no_core": ""}),
     Ack(n=1, count=4),
     Touched(session_ids=("a", "b")),
     KeysNeeded(issuer="i", kid="k"),

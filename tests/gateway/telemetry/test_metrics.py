@@ -29,7 +29,7 @@ def samples(page: bytes) -> dict[str, float]:
 
 def test_workers_add_up() -> None:
     """The page shows the sum of all workers, and parses as Prometheus text."""
-    page = samples(render([counted(2), counted(3, seconds=200.0)], {"sessions_open": 4.0}))
+    page = samples(render([counted(2), counted(3, seconds=200.0)], {"sessions_open": 4.0}, {}))
     duration = "gen_ai_client_operation_duration_seconds"
     assert page[f"{duration}_count"] == 5
     assert page[f"{duration}_bucket[0.02]"] == 0
@@ -46,5 +46,5 @@ def test_workers_add_up() -> None:
 
 def test_an_idle_gateway_has_a_page() -> None:
     """Before the first call the page is there, and counts nothing."""
-    page = samples(render([CallMetrics().snapshot({})], {}))
+    page = samples(render([CallMetrics().snapshot({})], {}, {}))
     assert page["veklom_unrecorded_denials_total"] == 0
