@@ -8,8 +8,6 @@ import asyncio
 import socket
 from pathlib import Path
 
-import uvloop
-
 import gateway
 from gateway.api.admin import admin_app
 from gateway.api.ledger import SessionLedger
@@ -304,7 +302,8 @@ def main() -> int:
     except ProtectionMissing as missing:
         log.error("process.not_protected", reason=str(missing))
         return 1
-    return uvloop.run(_run(boot, protections))
+    # Not uvloop: it keeps the last read, a deposit perhaps, in a buffer of the loop's own.
+    return asyncio.run(_run(boot, protections))
 
 
 if __name__ == "__main__":

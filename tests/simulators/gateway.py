@@ -54,6 +54,8 @@ class Gateway:
     extra_from: Callable[["Gateway"], Mapping[str, Any]] = field(default=lambda _: {})
     workers: int = 1
     verifies_log: bool = True
+    program: tuple[str, ...] = ("-m", "gateway")
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         """Start and wait until it is ready."""
@@ -80,9 +82,10 @@ class Gateway:
         self.log = self.folder / "gateway.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--dev", "--config", str(path)],
+                [sys.executable, *self.program, "serve", "--dev", "--config", str(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
             )
         self._wait_until_ready()
         return self
