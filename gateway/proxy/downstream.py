@@ -36,15 +36,20 @@ class Downstream(asyncio.Protocol):
         self._client_address = ""
         self._is_closing = False
         self._lingered = 0
-        self._is_write_paused = False
+        self._lingering_since = 0.0
+        self._is_reading_paused = False
+        self._write_paused_at = 0.0
         self._last_activity = 0.0
+        self._fd = -1
         self._expect_next()
 
     def _expect_next(self) -> None:
         self._target = b""
         self._headers: list[Header] = []
         self._body: list[bytes] = []
-        self._head_bytes = 0
+        self._read_bytes = 0
+        self._field_bytes = 0
+        self._begun_at = 0.0
         self._hosts = 0
         self._content_length = 0
         self._is_chunked = False
@@ -75,11 +80,6 @@ class Downstream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def write_pieces(self, pieces: list[bytes]) -> None:
-        """Queue several buffers without joining them."""
-        if self._transport is not None:
-            self._transport.writelines(pieces)
-
     def send_continue(self) -> None:
         """Ask for the body, where the caller waits to be asked (RFC 9110 10.1.1)."""
         if self._expects_continue and not self._message_complete:
@@ -87,14 +87,24 @@ class Downstream(asyncio.Protocol):
             self.write(CONTINUE)
 
     def pause_reading(self) -> None:
-        """Let the caller wait until the provider has read."""
-        if self._transport is not None:
+        """Let the caller wait until the provider has read; notice if it leaves meanwhile."""
+        if self._transport is not None and not self._is_reading_paused:
+            self._is_reading_paused = True
             self._transport.pause_reading()
+            self._proxy.hangups.watch(self._fd, self._on_gone)
 
     def resume_reading(self) -> None:
         """Read from the caller again."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if self._is_reading_paused:
+            self._is_reading_paused = False
+            self._proxy.hangups.forget(self._fd)
+            if self._transport is not None and not self._transport.is_closing():
+                self._last_activity = self._proxy.now()
+                self._transport.resume_reading()
+
+    def _on_gone(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def finish(self, *, keeps_alive: bool) -> None:
         """End the call: go on with the next request, or close once the answer has left."""
@@ -104,7 +114,7 @@ class Downstream(asyncio.Protocol):
             return
         if keeps_alive:
             self._expect_next()
-            self._transport.resume_reading()
+            self.resume_reading()
         elif self._message_complete and not self._extra:
             self._transport.close()
         else:
@@ -124,10 +134,10 @@ class Downstream(asyncio.Protocol):
     def _linger(self) -> None:
         """Read and drop for a moment: closing over unread bytes would reset the answer away."""
         self._is_closing = True
-        if self._transport is not None:
-            self._transport.resume_reading()
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
+        self._lingering_since = self._proxy.now()
+        self.resume_reading()
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
 
     # --- asyncio.Protocol ---
 
@@ -137,12 +147,21 @@ class Downstream(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self._client_address = peer[0] if peer else ""
+        self._fd = transport.get_extra_info("socket").fileno()
         self._last_activity = self._proxy.now()
         if not self._proxy.admit(self):
-            self._refuse(Refused("overloaded", "Too many connections.", retry_after_seconds=1))
+            # Nothing of it is read, and it is not waited for: it is one too many already.
+            self._is_closing = True
+            self._lingering_since = self._last_activity
+            refusal = Refused("overloaded", "Too many connections.", retry_after_seconds=1)
+            self._proxy.metrics.observe_denied(refusal.code)
+            self.write(render(problem_from(refusal), None, (), keep_alive=False))
+            self._transport.close()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel what runs for this caller."""
+        if self._is_reading_paused:
+            self._proxy.hangups.forget(self._fd)
         self._transport = None
         self._proxy.forget(self)
         driver, self._driver = self._driver, None
@@ -155,13 +174,13 @@ class Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Pass the caller's back-pressure on."""
-        self._is_write_paused = True
+        self._write_paused_at = self._proxy.now()
         if self._driver is not None:
             self._driver.on_downstream_pause()
 
     def resume_writing(self) -> None:
         """Pass its end on."""
-        self._is_write_paused = False
+        self._write_paused_at = 0.0
         self._last_activity = self._proxy.now()
         if self._driver is not None:
             self._driver.on_downstream_resume()
@@ -177,15 +196,17 @@ class Downstream(asyncio.Protocol):
         if self._message_complete:
             self._extra = True  # a second request before the first was answered
             return
-        self._has_begun = True
+        if not self._has_begun:
+            self._has_begun = True
+            self._begun_at = self._last_activity
         refusal = self._parse(data)
         if refusal is not None:
             self._on_bad_framing(refusal)
         elif self._head_parsed:
             self._on_progress()
         else:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._proxy.limits.head_bytes:
+            self._read_bytes += len(data)
+            if self._read_bytes > self._proxy.limits.head_bytes:
                 self._on_bad_framing(Refused("head_too_large", "The request head is too large."))
 
     def _parse(self, data: bytes) -> Refused | None:
@@ -217,14 +238,19 @@ class Downstream(asyncio.Protocol):
                 return
             self._body_told = self._message_complete
             self._driver = Driver(self._proxy, self)
-            body, self._body = self._body, []
-            self._driver.start(self._request_head(), body, is_complete=self._message_complete)
+            self._driver.start(
+                self._request_head(), self._take_body(), is_complete=self._message_complete
+            )
             return
         driver = self._driver
         if driver is not None and not self._body_told:
-            body, self._body = self._body, []
             self._body_told = self._message_complete
-            driver.on_body(body, is_complete=self._message_complete)
+            driver.on_body(self._take_body(), is_complete=self._message_complete)
+
+    def _take_body(self) -> bytes:
+        """Return what this read brought of the body: one piece, however many chunks it was."""
+        pieces, self._body = self._body, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _request_head(self) -> RequestHead:
         return RequestHead(
@@ -250,16 +276,21 @@ class Downstream(asyncio.Protocol):
         idle = now - self._last_activity
         if self._transport is None:
             return
+        # A caller that does not read holds a provider's connection.
+        paused_at, driver = self._write_paused_at, self._driver
+        has_stalled = bool(paused_at) and now - paused_at > limits.idle_seconds
         if self._is_closing:
-            if idle > limits.linger_seconds:
+            if now - self._lingering_since > limits.linger_seconds:
                 self._transport.abort()
-        elif self._driver is not None:
-            if self._is_write_paused and idle > limits.idle_seconds:
-                self._transport.abort()  # a caller that does not read holds a provider connection
-            else:
-                self._driver.check(now, idle)
+        elif driver is not None:
+            driver.check(now, idle)
+            if has_stalled:
+                driver.on_downstream_stalled()
+        elif has_stalled:
+            self._transport.abort()
         elif self._has_begun:
-            if idle > limits.head_seconds:
+            # From its first byte, however steadily the rest drips in.
+            if now - self._begun_at > limits.head_seconds:
                 self._refuse(Refused("request_timeout", "The request head did not arrive in time."))
         elif idle > limits.keep_alive_seconds:
             self._transport.close()
@@ -290,8 +321,8 @@ class Downstream(asyncio.Protocol):
         """Collect a field; trailers are validated and dropped."""
         if self._extra:
             return
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._proxy.limits.head_bytes:
+        self._field_bytes += len(name) + len(value) + 4
+        if self._field_bytes > self._proxy.limits.head_bytes:
             raise Refused("head_too_large", "The request head is too large.")
         if self._head_parsed:
             return
@@ -322,7 +353,7 @@ class Downstream(asyncio.Protocol):
             raise Refused("invalid_request", "Exactly one Host is needed.")
         self._head_parsed = True
         self._asks_to_keep_alive = bool(self._parser.should_keep_alive())
-        self._head_bytes = 0  # from here it counts trailers
+        self._field_bytes = 0  # from here it counts trailers
 
     def on_body(self, body: bytes) -> None:
         """Collect what this read holds of the body."""

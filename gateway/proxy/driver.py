@@ -26,14 +26,10 @@ from gateway.execution import (
 )
 from gateway.problems import render
 from gateway.proxy.upstream import Upstream
-from keys.region import Slot
 
 if TYPE_CHECKING:
     from gateway.proxy.downstream import Downstream
     from gateway.proxy.server import Proxy
-
-_JOIN_BELOW_BYTES = 16 * 1024
-"""Smaller pieces are joined into one write; larger ones are not worth the copy."""
 
 _LAST_CHUNK = b"0\r\n\r\n"
 
@@ -51,8 +47,9 @@ class Driver:
         self._downstream = downstream
         self._story: Story | None = None
         self._command: Command | None = None
-        self._queued: list[bytes] = []
-        self._queued_bytes = 0
+        self._began_at = 0.0
+        self._is_head = False
+        self._queued: bytes | bytearray = b""
         self._body_complete = False
         self._is_gone = False
         # the exchange
@@ -70,8 +67,10 @@ class Driver:
 
     # --- the story ---
 
-    def start(self, head: RequestHead, body: list[bytes], *, is_complete: bool) -> None:
+    def start(self, head: RequestHead, body: bytes, *, is_complete: bool) -> None:
         """Begin the story with what has already come of the body."""
+        self._began_at = self._proxy.now()
+        self._is_head = head.method == b"HEAD"
         self._is_request_chunked = head.content_length < 0
         self._body_complete = is_complete
         self._queue(body)
@@ -120,7 +119,7 @@ class Driver:
 
     def _close_story(self) -> None:
         self._story = None
-        self._drop_queue()
+        self._take_queue()
 
     # --- records and keys ---
 
@@ -144,14 +143,14 @@ class Driver:
 
     # --- the request's body ---
 
-    def on_body(self, pieces: list[bytes], *, is_complete: bool) -> None:
+    def on_body(self, data: bytes, *, is_complete: bool) -> None:
         """Take in more of the body."""
         self._body_complete = is_complete
         if self._forward is not None and self._upstream is not None:
             if self._forward.body is None:
-                self._stream_body(pieces)
+                self._stream_body(data)
             return
-        self._queue(pieces)
+        self._queue(data)
         self._read_body()
 
     def on_bad_body(self, refusal: Refused) -> None:
@@ -163,38 +162,43 @@ class Driver:
         else:
             self._is_gone = True
 
-    def _queue(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._queued.append(piece)
-            self._queued_bytes += len(piece)
-            self._proxy.buffered_bytes += len(piece)
+    def _queue(self, data: bytes) -> None:
+        """Hold more of the body: the first read as it is, several in one buffer that grows."""
+        if not self._queued:
+            self._queued = data
+        else:
+            if isinstance(self._queued, bytes):
+                self._queued = bytearray(self._queued)
+            self._queued += data
+        self._proxy.buffered_bytes += len(data)
 
-    def _drop_queue(self) -> None:
-        self._proxy.buffered_bytes -= self._queued_bytes
-        self._queued_bytes = 0
-        self._queued.clear()
+    def _take_queue(self) -> bytes:
+        """Return what is held, and hold it no longer."""
+        self._proxy.buffered_bytes -= len(self._queued)
+        taken, self._queued = bytes(self._queued), b""
+        return taken
 
     def _read_body(self) -> None:
         command = self._command
         if self._is_gone:
             self._throw(Refused("client_disconnected", "The caller left."))
         elif isinstance(command, ReadBody):
-            if self._queued_bytes > command.limit:
+            if len(self._queued) > command.limit:
                 self._throw(Refused("body_too_large", "The body is larger than may be held."))
             elif self._proxy.buffered_bytes > self._proxy.limits.buffered_total_bytes:
                 self._throw(Refused("overloaded", "Too much is held.", retry_after_seconds=1))
             elif self._body_complete:
-                body = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
-                self._resume(body)
+                self._queued = bytes(self._queued)  # counted as held until the exchange has it
+                self._resume(self._queued)
             else:
-                self._downstream.send_continue()
+                self._ask_for_more()
         elif isinstance(command, PeekBody):
             self._peek_body(command)
-        elif self._queued_bytes > self._proxy.limits.ahead_bytes:
+        elif len(self._queued) > self._proxy.limits.ahead_bytes:
             self._downstream.pause_reading()
 
     def _peek_body(self, command: PeekBody) -> None:
-        begun = b"".join(self._queued)
+        begun = bytes(self._queued)
         try:
             is_enough = command.is_enough(begun) or self._body_complete
         except Refused as refusal:
@@ -204,7 +208,12 @@ class Driver:
             self._command = None
             self._resume(begun)
         else:
-            self._downstream.send_continue()
+            self._ask_for_more()
+
+    def _ask_for_more(self) -> None:
+        """Let the caller send on: it may have been asked to wait before anybody wanted a body."""
+        self._downstream.send_continue()
+        self._downstream.resume_reading()
 
     # --- the exchange: out ---
 
@@ -232,7 +241,7 @@ class Driver:
             return
         self._upstream = upstream
         try:
-            slot = self._compose(forward)
+            slot = forward.compose()
         except Refused as refusal:
             self._upstream = None
             self._proxy.pool.give_back(upstream)
@@ -246,31 +255,25 @@ class Driver:
         self._heard_at = self._sent_at = self._proxy.now()
         if forward.body is not None:
             self._exchange.request_bytes = len(forward.body)
-            self._drop_queue()
+            self._take_queue()
         else:
-            pieces, self._queued = self._queued, []
-            self._proxy.buffered_bytes -= self._queued_bytes
-            self._queued_bytes = 0
-            self._downstream.send_continue()
-            self._downstream.resume_reading()
-            self._stream_body(pieces)
+            begun = self._take_queue()
+            self._ask_for_more()
+            self._stream_body(begun)
 
-    def _compose(self, forward: Forward) -> Slot:
-        return forward.compose()
-
-    def _stream_body(self, pieces: list[bytes]) -> None:
+    def _stream_body(self, data: bytes) -> None:
         forward, upstream = self._forward, self._upstream
         if forward is None or upstream is None:
             return
-        for piece in pieces:
-            self._exchange.request_bytes += len(piece)
+        if data:
+            self._exchange.request_bytes += len(data)
             if forward.inspect is not None:
                 try:
-                    forward.inspect(piece)
+                    forward.inspect(data)
                 except Refused as refusal:
                     self._conclude("gateway_error", Fault.DOWNSTREAM, refusal)
                     return
-            upstream.send(chunk(piece) if self._is_request_chunked else piece)
+            upstream.send(chunk(data) if self._is_request_chunked else data)
         limit = self._proxy.limits.streamed_body_bytes
         if limit and self._exchange.request_bytes > limit:
             too_large = Refused("body_too_large", "The body is larger than may be streamed.")
@@ -409,9 +412,10 @@ class Driver:
     def _answer(self, command: Answer) -> None:
         self._close_story()
         keeps_alive = self._downstream.keeps_alive
-        self._downstream.write(
-            render(command.problem, command.dialect, command.headers, keep_alive=keeps_alive)
-        )
+        answer = render(command.problem, command.dialect, command.headers, keep_alive=keeps_alive)
+        if self._is_head:  # its length stays, its body would be taken for the next answer
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._downstream.write(answer)
         self._downstream.finish(keeps_alive=keeps_alive)
 
     def on_downstream_lost(self) -> None:
@@ -421,6 +425,10 @@ class Driver:
             self._read_body()
         else:
             self._conclude("client_abort", Fault.DOWNSTREAM)
+
+    def on_downstream_stalled(self) -> None:
+        """Break off: the caller has not read for too long."""
+        self._conclude("timeout", Fault.DOWNSTREAM)
 
     def cut(self, code: str, message: str) -> None:
         """End the exchange from our side: the session closed, or the process ends."""
@@ -436,15 +444,16 @@ class Driver:
     def check(self, now: float, downstream_idle: float) -> None:
         """End what has waited too long."""
         limits = self._proxy.limits
+        total = limits.total_seconds
+        is_too_long = bool(total) and now - self._began_at > total
         if isinstance(self._command, ReadBody | PeekBody):
-            if downstream_idle > limits.body_seconds:
+            if downstream_idle > limits.body_seconds or is_too_long:
                 self._throw(Refused("request_timeout", "The body did not arrive in time."))
         elif self._forward is not None and not self._exchange_is_over:
             limit = limits.idle_seconds if self._head_sent else limits.first_byte_seconds
             # A caller that is still sending, or not reading, keeps its provider waiting rightly.
             waited = min(now - self._heard_at, downstream_idle)
-            total = limits.total_seconds
-            if waited > limit or (total and now - self._sent_at > total):
+            if waited > limit or is_too_long:
                 refusal = Refused("upstream_timeout", "The provider did not answer in time.")
                 self._conclude("timeout", Fault.UPSTREAM, refusal)
 

@@ -16,6 +16,7 @@ from gateway.errors import Refused
 from gateway.execution import Execution, Journal
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.driver import Driver
+from gateway.proxy.hangups import HangupWatch
 from gateway.proxy.pool import Pool
 from gateway.telemetry.metrics import CallMetrics
 
@@ -66,6 +67,7 @@ class Proxy:
         self.limits = limits
         self.metrics = metrics
         self.now = clock.monotonic
+        self.hangups = HangupWatch()
         self.is_draining = False
         self.buffered_bytes = 0
         self.calls_started = 0
@@ -201,6 +203,7 @@ class Proxy:
                 pass
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self.hangups.close()
         self.pool.close()
 
 
