@@ -60,6 +60,7 @@ class Downstream(asyncio.Protocol):
         self._body_told = False
         self._extra = False
         self._is_upgrade = False
+        self._asks_for_websocket = False
         self._asks_to_keep_alive = False
 
     # --- for the driver ---
@@ -212,7 +213,10 @@ class Downstream(asyncio.Protocol):
     def _parse(self, data: bytes) -> Refused | None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if not self._asks_for_websocket and self._parser.get_method() != b"CONNECT":
+                return self._parse_without_upgrade(rest)
             self._is_upgrade = True
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
@@ -222,6 +226,24 @@ class Downstream(asyncio.Protocol):
                 return Refused("invalid_request", "The request is not well-formed HTTP/1.1.")
             self._extra = True
         return None
+
+    def _parse_without_upgrade(self, rest: bytes) -> Refused | None:
+        """Read the request as if no other protocol had been offered (RFC 9110 7.8 allows it).
+
+        Java's client offers h2c with each request over plain HTTP. The parser takes the body for the
+        other protocol's, so the head is read once more without the offer.
+        """
+        lines = [b"%b %b HTTP/1.1" % (self._parser.get_method(), self._target)]
+        for name, value in self._headers:
+            if name == b"connection" and b"close" in value.lower():
+                lines.append(b"connection: close")
+            elif name not in {b"connection", b"upgrade", b"http2-settings"}:
+                lines.append(b"%b: %b" % (name, value))
+        begun_at = self._begun_at
+        self._parser = httptools.HttpRequestParser(self)
+        self._expect_next()
+        self._has_begun, self._begun_at = True, begun_at
+        return self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     def _on_bad_framing(self, refusal: Refused) -> None:
         if self._driver is not None:
@@ -282,10 +304,11 @@ class Downstream(asyncio.Protocol):
         if self._is_closing:
             if now - self._lingering_since > limits.linger_seconds:
                 self._transport.abort()
+        elif driver is not None and has_stalled:
+            driver.on_downstream_stalled()
         elif driver is not None:
-            driver.check(now, idle)
-            if has_stalled:
-                driver.on_downstream_stalled()
+            # While the caller keeps the provider waiting, the provider's silence is none.
+            driver.check(now, 0.0 if paused_at else idle)
         elif has_stalled:
             self._transport.abort()
         elif self._has_begun:
@@ -338,6 +361,8 @@ class Downstream(asyncio.Protocol):
             if value.strip().lower() != b"chunked":
                 raise Refused("invalid_request", "Only the chunked transfer coding is understood.")
             self._is_chunked = True
+        elif name == b"upgrade":
+            self._asks_for_websocket = b"websocket" in value.lower()
         elif name == b"expect":
             if value.strip().lower() != b"100-continue":
                 raise Refused("expectation_failed", "Only 100-continue is understood.")
