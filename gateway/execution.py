@@ -596,6 +596,7 @@ class Execution:
             tenant=granted.principal.tenant,
             outcome=exchange.outcome,
             fault=exchange.fault,
+            code=exchange.refusal.code if exchange.refusal else "",
             status=problem_from(exchange.refusal).status if exchange.refusal else exchange.status,
             upstream_status=exchange.upstream_status,
             request_bytes=exchange.request_bytes,

@@ -57,6 +57,7 @@ STATUS: Final[dict[str, int]] = {
     "upstream_unreachable": 502,
     "upstream_invalid": 502,
     "upstream_redirected": 502,
+    "upstream_forbidden_address": 502,
     "audit_unavailable": 503,
     "identity_unavailable": 503,
     "overloaded": 503,

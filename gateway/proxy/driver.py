@@ -220,15 +220,14 @@ class Driver:
         except Refused as refusal:
             self._conclude("gateway_error", Fault.GATEWAY, refusal)
 
-    def _on_connection(self, upstream: Upstream | None) -> None:
+    def _on_connection(self, upstream: Upstream | Refused) -> None:
         forward = self._forward
         if forward is None or self._exchange_is_over:
-            if upstream is not None:
+            if isinstance(upstream, Upstream):
                 self._proxy.pool.give_back(upstream)
             return
-        if upstream is None:
-            refusal = Refused("upstream_unreachable", "The provider could not be reached.")
-            self._conclude("upstream_error", Fault.UPSTREAM, refusal)
+        if isinstance(upstream, Refused):
+            self._conclude("upstream_error", Fault.UPSTREAM, upstream)
             return
         self._upstream = upstream
         try:
