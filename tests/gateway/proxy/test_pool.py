@@ -225,7 +225,6 @@ class TlsServer:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self._end: socket.socket | None = None
         self._thread = threading.Thread(target=self._serve)
 
     def __enter__(self) -> Self:
@@ -234,9 +233,6 @@ class TlsServer:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        if self._end is not None:
-            with contextlib.suppress(OSError):
-                self._end.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
 
@@ -247,8 +243,8 @@ class TlsServer:
             except OSError:
                 return
             with end, contextlib.suppress(OSError):
-                wrapped = self._end = self._context.wrap_socket(end, server_side=True)
-                with wrapped:
+                end.settimeout(0.5)  # a caller that says nothing more is not waited for
+                with self._context.wrap_socket(end, server_side=True) as wrapped:
                     while wrapped.recv(4096):
                         wrapped.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
