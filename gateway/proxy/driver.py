@@ -322,7 +322,11 @@ class Driver:
         if forward is None or self._exchange_is_over:
             return
         self._heard_at = self._proxy.now()
-        body = forward.response.feed(data) if data else b""
+        try:
+            body = forward.response.feed(data) if data else b""
+        except Refused as refusal:
+            self._conclude("gateway_error", Fault.GATEWAY, refusal)
+            return
         if is_complete:
             body += forward.response.end()
         self._exchange.response_bytes += len(body)

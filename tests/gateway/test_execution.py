@@ -275,6 +275,22 @@ def test_a_session_closed_meanwhile_opens_nothing(house: House) -> None:
     assert house.region.free == free
 
 
+def test_a_good_answer_needs_no_key(house: House) -> None:
+    """With every slot taken, heads and bodies of good answers pass as they came; errors do not."""
+    while house.region.free:
+        house.region.lease()
+    headers = [(b"content-type", b"text/plain"), (b"x-request-id", b"r" * (len(KEY) - 1))]
+    body = b'{"quoted":"' + KEY + b'"}'
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    assert forward.response.begin(200, headers)[:2] == headers
+    assert forward.response.feed(body) is body
+    assert forward.response.end() == b""
+    forward.response.begin(401, headers)
+    with pytest.raises(Refused):
+        forward.response.feed(body)
+
+
 def renewed(house: House) -> str:
     """Return the old token of a session that has a new generation."""
     old = house.token
