@@ -42,9 +42,12 @@ STATUS: Final[dict[str, int]] = {
     "unknown_route": 404,
     "session_not_found": 404,
     "unknown_provider": 400,
+    "deposit_not_opened": 400,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "client_disconnected": 408,
+    "unknown_kid": 409,
+    "deposit_replayed": 409,
     "length_required": 411,
     "body_too_large": 413,
     "expectation_failed": 417,
@@ -69,7 +72,7 @@ STATUS: Final[dict[str, int]] = {
 
 REASONS: Final[dict[int, str]] = {
     400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
-    405: "Method Not Allowed", 408: "Request Timeout", 411: "Length Required",
+    405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 411: "Length Required",
     413: "Content Too Large", 417: "Expectation Failed", 426: "Upgrade Required",
     429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable",

@@ -102,13 +102,14 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
 
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
-    """A caller deposited credentials."""
+    """A caller deposited credentials; `deposit` says how they came: `plain` or `hpke`."""
 
     session: str
     tenant: str
     issuer: str
     subject: str
     credentials: tuple[CredentialRecord, ...]
+    deposit: str
     expires_at: int
     client_address: str
 
