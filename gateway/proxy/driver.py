@@ -298,7 +298,10 @@ class Driver:
         try:
             fields = forward.response.begin(status, headers)
         except Refused as refusal:
-            self._lose_upstream(refusal)
+            if refusal.code.startswith("upstream_"):
+                self._lose_upstream(refusal)
+            else:
+                self._conclude("gateway_error", Fault.GATEWAY, refusal)
             return
         lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
         lines += [b"%b: %b" % field for field in fields]
