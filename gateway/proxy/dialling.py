@@ -64,7 +64,7 @@ async def dial(
     try:
         async with asyncio.timeout_at(end):
             addresses = candidates(provider, await resolve(provider.host, provider.port))
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, UnicodeError):  # the last: a label that no name can have
         raise unreachable from None
     for tried, address in enumerate(addresses):
         now = loop.time()

@@ -291,6 +291,22 @@ def test_a_good_answer_needs_no_key(house: House) -> None:
         forward.response.feed(body)
 
 
+def test_an_error_that_quotes_the_key(house: House) -> None:
+    """The key is blotted out of body and model, and is in no slot afterwards."""
+    free = house.region.free
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    stars = b"*" * len(KEY)
+    head = forward.response.begin(401, [(b"x-echo", KEY)])
+    assert head[0] == (b"x-echo", stars)
+    assert not forward.response.changes_length
+    assert forward.response.feed(b"<" + KEY + b">" + KEY[:4]) == b"<" + stars + b">"
+    assert forward.response.end() == KEY[:4]
+    assert house.region.free == free
+    slots = [house.region.lease() for _ in range(free)]
+    assert not any(KEY in bytes(slot.whole) for slot in slots)
+
+
 def renewed(house: House) -> str:
     """Return the old token of a session that has a new generation."""
     old = house.token

@@ -13,6 +13,7 @@ import trustme
 
 from gateway.errors import Refused
 from gateway.providers.provider import Provider
+from gateway.proxy.dialling import candidates, system_resolver
 from gateway.proxy.pool import Pool
 from gateway.proxy.upstream import Header, Upstream
 from keys.region import SecretRegion
@@ -160,8 +161,6 @@ async def test_a_name_that_leads_inside_is_not_dialled(
 
 async def test_a_private_answer_beside_a_public_one_is_passed_over(house: House) -> None:
     """Only what passed the check is tried: here a public address, which tests cannot reach."""
-    from gateway.proxy.dialling import candidates
-
     provider = named(1, private_addresses=False)
     answers = ["10.0.0.1", "8.8.8.8", "127.0.0.1", "8.8.8.8", "2606:4700::1", "::1", "8.8.4.4"]
     assert candidates(provider, answers) == ["8.8.8.8", "2606:4700::1", "8.8.4.4"]
@@ -190,6 +189,16 @@ async def test_an_unreachable_name(house: House, answers: list[str]) -> None:
     """A name without answers, or where nobody listens, is unreachable and takes no place."""
     house.answers = answers
     refused = await house.acquire(named(1))
+    assert isinstance(refused, Refused)
+    assert refused.code == "upstream_unreachable"
+    assert house.pool.busy == 0
+
+
+@pytest.mark.parametrize("host", ["a..internal", "a" * 70 + ".internal"])
+async def test_a_name_that_none_can_have(house: House, host: str) -> None:
+    """What the system's resolver cannot even ask for is unreachable, and ends no task unheard."""
+    house.pool._resolver = system_resolver
+    refused = await house.acquire(named(1, host=host))
     assert isinstance(refused, Refused)
     assert refused.code == "upstream_unreachable"
     assert house.pool.busy == 0
