@@ -292,7 +292,7 @@ def test_a_good_answer_needs_no_key(house: House) -> None:
 
 
 def test_an_error_that_quotes_the_key(house: House) -> None:
-    """The key is blotted out of body and model, and is in no slot afterwards."""
+    """The key is blotted out of header fields and body, and is in no slot afterwards."""
     free = house.region.free
     forward = house.tell()[2]
     assert isinstance(forward, Forward)
