@@ -135,6 +135,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str
     ca_file: str = ""
     request_stream_usage: bool = True
+    private_addresses: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,6 +323,7 @@ def _providers(section: Section, place: Callable[[str], str]) -> dict[str, Provi
             inner.fault("base_url", "is plain HTTP: use https, or declare plain_http: true")
         usage = inner.boolean("request_stream_usage", default=True)
         ca_file = place(inner.string("ca_file", ""))
+        private_addresses = inner.boolean("private_addresses", default=False)
         if dialect in DIALECTS and base_url:
             try:
                 Provider.from_url(name, dialect, base_url, request_stream_usage=usage)
@@ -329,7 +331,11 @@ def _providers(section: Section, place: Callable[[str], str]) -> dict[str, Provi
                 inner.fault("base_url", str(error))
         inner.finish()
         providers[name] = ProviderConfig(
-            dialect=dialect, base_url=base_url, ca_file=ca_file, request_stream_usage=usage
+            dialect=dialect,
+            base_url=base_url,
+            ca_file=ca_file,
+            request_stream_usage=usage,
+            private_addresses=private_addresses,
         )
     return providers
 
@@ -407,6 +413,7 @@ def providers_from(config: Config) -> tuple[Provider, ...]:
             each.base_url,
             request_stream_usage=each.request_stream_usage,
             ca_file=each.ca_file,
+            private_addresses=each.private_addresses,
         )
         for name, each in config.providers.items()
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gateway
 from gateway.api.admin import admin_app
+from gateway.api.deposit_keys import DepositKeys
 from gateway.api.ledger import SessionLedger
 from gateway.api.quiet import serve
 from gateway.api.sessions import SessionsApi
@@ -21,7 +22,7 @@ from gateway.audit.event import (
     ProcessStopped,
 )
 from gateway.audit.journal import AuditUnavailable, Journal
-from gateway.audit.keyfile import load_or_create_seed
+from gateway.audit.keyfile import load_or_create_seed, load_signer
 from gateway.boot import (
     Boot,
     boot_argument,
@@ -57,6 +58,7 @@ from gateway.telemetry.logs import configure_logs, get_log
 from gateway.telemetry.metrics import render
 from gateway.tls import server_context
 from gateway.workers import ACK_SECONDS, Workers
+from keys.hpke import DepositKeyRing
 from policies.request import Principal
 
 SWEEP_SECONDS = 1.0
@@ -77,6 +79,11 @@ class Control:
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
+        self._deposit_keys = DepositKeys(
+            DepositKeyRing(boot.config.name),
+            load_signer(Path(boot.config.state_dir), boot.config.name),
+            self._clock,
+        )
         self._journal: Journal | None = None
         self._ledger: SessionLedger | None = None
         self._asked: set[asyncio.Task[None]] = set()
@@ -120,6 +127,7 @@ class Control:
             proxy_url=boot.addresses["proxy"],
             sessions_url=boot.addresses["sessions"],
             clock=self._clock,
+            deposit_keys=self._deposit_keys,
             development=self._development,
             is_draining=self._stopped.done,
         )
@@ -251,6 +259,7 @@ class Control:
             if self._ledger is not None:
                 for session_id, reason in self._ledger.due():
                     await self._close(session_id, reason)
+            self._deposit_keys.forget_expired()
             await self._jwks.refresh_due()
 
     def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:

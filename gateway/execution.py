@@ -34,13 +34,16 @@ from gateway.limits.headers import rate_limit_headers
 from gateway.limits.memory_store import MemoryLimiter, Reservation
 from gateway.problems import Problem, problem_from
 from gateway.providers.dialect import BodyKind, Dialect, UsageReader
+from gateway.providers.echoes import Blot, EchoFilter, without_echo
 from gateway.providers.headers import forwardable, response_headers
 from gateway.providers.multipart import MultipartScanner, peek_model
 from gateway.providers.provider import Provider
 from gateway.providers.routes import Route, RouteTable, RouteUnknown
 from gateway.providers.stream_usage import UsageEventFilter, request_usage
 from gateway.telemetry.metrics import CallMetrics
+from keys.envelope import OVERHEAD_BYTES
 from keys.region import Slot
+from keys.session import SealedCredential
 from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.quota import QuotaStatus
@@ -219,13 +222,15 @@ class _Granted(msgspec.Struct, frozen=True, kw_only=True):
     asked: ModelCall
     decision: Decision
     fingerprint: str
+    credential_bytes: int
 
 
 class ResponseGuard:
     """What may happen to a response on its way back: headers chosen, usage read, bytes untouched.
 
-    The one exception is the usage event that the gateway itself asked an OpenAI-compatible
-    provider for: it is taken out again.
+    There are two exceptions: the usage event that the gateway itself asked an OpenAI-compatible
+    provider for is taken out again; and where header fields or an error quote the credential, it
+    is blotted out, byte for byte.
     """
 
     def __init__(
@@ -233,12 +238,15 @@ class ResponseGuard:
         granted: _Granted,
         extra_headers: list[Header],
         *,
+        blot: Blot,
         removes_usage_event: bool,
     ) -> None:
         self._granted = granted
         self._extra_headers = extra_headers
+        self._blot = blot
         self._reader: UsageReader | None = None
-        self._filter = UsageEventFilter() if removes_usage_event else None
+        self._filter: UsageEventFilter | EchoFilter | None = None
+        self._removes_usage_event = removes_usage_event
         self._is_event_stream = False
         self._status = 0
 
@@ -247,7 +255,8 @@ class ResponseGuard:
 
         Raises:
             Refused: The answer is a redirect. Following it, here or in the caller's SDK, would
-                carry a credential to a host that nobody deposited it for.
+                carry a credential to a host that nobody deposited it for. Or it may quote the
+                credential, and the session has closed.
         """
         if 300 <= status < 400 and status != 304:
             raise Refused("upstream_redirected", "The provider answered with a redirect.")
@@ -258,20 +267,27 @@ class ResponseGuard:
                 break
         self._status = status
         self._is_event_stream = content_type.startswith(b"text/event-stream")
-        if not self._is_event_stream or status != 200:
-            self._filter = None
+        granted = self._granted
         if status < 300:
-            granted = self._granted
             self._reader = granted.dialect.usage_reader(granted.route, granted.asked, content_type)
-        return response_headers(headers) + self._extra_headers
+        if status >= 400:
+            self._filter = EchoFilter(self._blot, granted.credential_bytes)
+        elif self._removes_usage_event and self._is_event_stream and status == 200:
+            self._filter = UsageEventFilter()
+        passing = without_echo(response_headers(headers), self._blot, granted.credential_bytes)
+        return passing + self._extra_headers
 
     @property
     def changes_length(self) -> bool:
         """Whether the body may come out shorter than the provider's Content-Length says."""
-        return self._filter is not None
+        return isinstance(self._filter, UsageEventFilter)
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of `data` goes to the caller now."""
+        """Return what of `data` goes to the caller now.
+
+        Raises:
+            Refused: It may quote the credential, and the session has closed.
+        """
         if self._reader is not None:
             self._reader.feed(data)
         if self._filter is not None:
@@ -300,8 +316,19 @@ class ResponseGuard:
             cache_write=usage.cache_write,
             reasoning=usage.reasoning,
             source=usage.source,
-            model=usage.model,
+            model=self._without_echo(usage.model),
         )
+
+    def _without_echo(self, model: str) -> str:
+        """Return what the provider calls its model: into the record goes no credential either."""
+        if len(model) < self._granted.credential_bytes:
+            return model
+        name = bytearray(model.encode())
+        try:
+            self._blot(name)
+        except Refused:
+            return ""
+        return name.decode()
 
 
 # --- the story -----------------------------------------------------------------------------------
@@ -370,7 +397,7 @@ class Execution:
     def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
         route = self._find_route(call, head)
         session = yield from self._identify(call, head)
-        fingerprint = _fingerprint(session, route.provider)
+        sealed = _sealed_credential(session, route.provider)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
         request = AccessRequest(
@@ -401,7 +428,8 @@ class Execution:
             session=session,
             asked=asked,
             decision=decision,
-            fingerprint=fingerprint,
+            fingerprint=sealed.fingerprint,
+            credential_bytes=len(sealed.sealed) - OVERHEAD_BYTES,
         )
 
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
@@ -493,7 +521,13 @@ class Execution:
                 call.body = rewritten
                 asks = True
         extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
-        return ResponseGuard(granted, extra, removes_usage_event=asks)
+        provider, secret = granted.route.provider, call.secret
+        session_id = granted.session.record.session_id
+
+        def blot(data: bytearray) -> int:
+            return self._sessions.blot(session_id, secret, provider.name, provider.origin, data)
+
+        return ResponseGuard(granted, extra, blot=blot, removes_usage_event=asks)
 
     def _forward(
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
@@ -596,6 +630,7 @@ class Execution:
             tenant=granted.principal.tenant,
             outcome=exchange.outcome,
             fault=exchange.fault,
+            code=exchange.refusal.code if exchange.refusal else "",
             status=problem_from(exchange.refusal).status if exchange.refusal else exchange.status,
             upstream_status=exchange.upstream_status,
             request_bytes=exchange.request_bytes,
@@ -646,10 +681,10 @@ def _is_same_caller(one: Principal, other: Principal) -> bool:
     )
 
 
-def _fingerprint(session: Session, provider: Provider) -> str:
+def _sealed_credential(session: Session, provider: Provider) -> SealedCredential:
     for credential in session.record.credentials:
         if credential.provider == provider.name:
-            return credential.fingerprint
+            return credential
     raise Refused("no_key_for_provider", f"The session holds no key for {provider.name!r}.")
 
 

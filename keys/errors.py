@@ -4,7 +4,11 @@
     ├── UnknownSession     no such session here: closed, expired, or never opened
     ├── NoCredential       the session holds no key for this provider and origin
     ├── UnsealFailed       the session secret is not this record's, or the record was altered
-    └── RegionExhausted    every slot is in use
+    ├── RegionExhausted    every slot is in use
+    ├── UnknownDepositKey  a deposit is sealed to a key that is not, or no longer, ours
+    ├── AlreadyOpened      a sealed deposit was opened before
+    ├── DoesNotOpen        a deposit is sealed for somebody else, or was altered
+    └── TooManyOpened      no more opened deposits can be remembered
 
 A `code` is stable: audit records, metrics and problems carry it.
 """
@@ -36,5 +40,29 @@ class UnsealFailed(CustodyError):
 
 class RegionExhausted(CustodyError):
     """Every slot is in use."""
+
+    code = "overloaded"
+
+
+class UnknownDepositKey(CustodyError):
+    """A deposit is sealed to a key that is not, or no longer, ours."""
+
+    code = "unknown_kid"
+
+
+class AlreadyOpened(CustodyError):
+    """A sealed deposit was opened before."""
+
+    code = "deposit_replayed"
+
+
+class DoesNotOpen(CustodyError):
+    """A deposit is sealed for another deployment or caller, or was altered."""
+
+    code = "deposit_not_opened"
+
+
+class TooManyOpened(CustodyError):
+    """No more opened deposits can be remembered."""
 
     code = "overloaded"

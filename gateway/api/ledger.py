@@ -108,6 +108,7 @@ class SessionLedger:
         idle_seconds: int | None,
         label: str,
         client_address: str,
+        form: str = "plain",
     ) -> tuple[Entry, str]:
         """Return a new session and its token.
 
@@ -119,7 +120,7 @@ class SessionLedger:
             lifetime, idle = self._lifetime(ttl_seconds), self._idle(idle_seconds)
             with self._room_for(principal):
                 entry, secret = self._seal(principal, deposits, lifetime, idle, label)
-                await self._record(_opened(entry, client_address))
+                await self._record(_opened(entry, form, client_address))
                 # A crash here: an opening is on record, and nothing was opened.
                 self._entries[entry.record.session_id] = entry
         finally:
@@ -301,7 +302,7 @@ def _is_owner(entry: Entry, principal: Principal) -> bool:
     )
 
 
-def _opened(entry: Entry, client_address: str) -> SessionOpened:
+def _opened(entry: Entry, form: str, client_address: str) -> SessionOpened:
     record = entry.record
     return SessionOpened(
         session=record.session_id,
@@ -312,6 +313,7 @@ def _opened(entry: Entry, client_address: str) -> SessionOpened:
             CredentialRecord(provider=each.provider, fingerprint=each.fingerprint)
             for each in record.credentials
         ),
+        deposit=form,
         expires_at=record.expires_at,
         client_address=client_address,
     )

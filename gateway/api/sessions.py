@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from gateway.api.deposit_keys import DepositKeys
 from gateway.api.deposits import MAX_BODY_BYTES, read_open_request
 from gateway.api.ledger import Entry, Recorder, SessionLedger
 from gateway.api.quiet import problems
@@ -54,6 +55,7 @@ class SessionsApi:
         proxy_url: str,
         sessions_url: str,
         clock: Clock,
+        deposit_keys: DepositKeys,
         development: DevelopmentIssuer | None,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -65,6 +67,7 @@ class SessionsApi:
         self._proxy_url = proxy_url
         self._sessions_url = sessions_url
         self._clock = clock
+        self._deposit_keys = deposit_keys
         self._development = development
         self._is_draining = is_draining
 
@@ -79,6 +82,7 @@ class SessionsApi:
                 web.post("/v1/sessions/{session_id}/renew", self.renew),
                 web.delete("/v1/sessions/{session_id}", self.close),
                 web.get("/.well-known/veklom", self.well_known),
+                web.get("/.well-known/veklom-hpke", self.published_keys),
             ]
         )
         if self._development is not None:
@@ -91,6 +95,14 @@ class SessionsApi:
             {"sessions": f"{self._sessions_url}/v1/sessions", "proxy": self._proxy_url}
         )
 
+    async def published_keys(self, _request: web.Request) -> web.Response:
+        """Publish the keys to which deposits may be sealed."""
+        return web.Response(
+            body=self._deposit_keys.document(),
+            content_type="application/json",
+            headers={"cache-control": "no-store"},
+        )
+
     async def open(self, request: web.Request) -> web.Response:
         """Seal the deposited keys and answer with the session token."""
         return await self._audited(request, self._open)
@@ -98,13 +110,18 @@ class SessionsApi:
     async def _open(self, request: web.Request) -> web.Response:
         self._refuse_when_draining()
         principal = await self._caller(request)
-        asked, deposits = read_open_request(await _body(request), self._providers)
+        asked, deposits = read_open_request(
+            await _body(request),
+            self._providers,
+            lambda sealed: self._deposit_keys.open(sealed, principal),
+        )
         entry, token = await self._ledger.open(
             principal,
             deposits,
             ttl_seconds=asked.ttl_seconds,
             idle_seconds=asked.idle_seconds,
             label=asked.label,
+            form=asked.form,
             client_address=request.remote or "",
         )
         return self._with_token(entry, token, status=201)

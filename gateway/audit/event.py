@@ -64,13 +64,15 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
 class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
     """How an allowed call ended. `outcome` is one of complete, client_abort, upstream_error,
     upstream_abort, timeout, session_closed, gateway_error, shutdown; `status` is what the caller
-    saw, 0 for nothing; durations are microseconds.
+    saw, 0 for nothing; `code` says why where the gateway answered instead of the provider;
+    durations are microseconds.
     """  # noqa: D205 - one sentence about a closed set
 
     call: str
     tenant: str
     outcome: str
     fault: str
+    code: str
     status: int
     upstream_status: int
     request_bytes: int
@@ -100,13 +102,14 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
 
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
-    """A caller deposited credentials."""
+    """A caller deposited credentials; `deposit` says how they came: `plain` or `hpke`."""
 
     session: str
     tenant: str
     issuer: str
     subject: str
     credentials: tuple[CredentialRecord, ...]
+    deposit: str
     expires_at: int
     client_address: str
 

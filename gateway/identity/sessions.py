@@ -7,6 +7,7 @@ well, so that a late message opens nothing. No I/O.
 import msgspec
 
 from gateway.errors import Refused
+from keys.echo import blot
 from keys.errors import CustodyError
 from keys.region import Slot
 from keys.session import SessionRecord
@@ -76,3 +77,17 @@ class SessionTable:
             return self._vault.compose_head(session_id, secret, provider, origin, before, after)
         except CustodyError as error:
             raise Refused(error.code, "The session's key cannot be used.") from error
+
+    def blot(
+        self, session_id: str, secret: bytes, provider: str, origin: str, data: bytearray
+    ) -> int:
+        """Blot the unsealed credential out of `data`, as `keys.echo.blot` does.
+
+        Raises:
+            Refused: The session closed while the call was under way, or its keys do not open.
+        """
+        slot = self.compose_head(session_id, secret, provider, origin, b"", b"")
+        try:
+            return blot(slot.view, slot.whole[len(slot.view) :], data)
+        finally:
+            slot.release()

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.providers.addresses import Reach, reach_of
 from gateway.providers.anthropic import Anthropic
 from gateway.providers.dialect import Dialect
 from gateway.providers.gemini import Gemini
@@ -15,7 +16,7 @@ DIALECTS: dict[str, Dialect] = {each.name: each for each in (OpenAI(), Anthropic
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """One configured provider. Only these hosts are ever dialled.
+    """One configured provider. Only these hosts are ever dialled, where `reach` allows.
 
     `authority` is the Host field's value, which names the port unless it is the scheme's own;
     `origin` is it with the scheme, and what a deposited credential is bound to.
@@ -32,10 +33,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     auth_header: bytes
     auth_prefix: bytes
     request_stream_usage: bool
+    reach: Reach
     ca_file: str = ""
 
     @classmethod
-    def from_url(
+    def from_url(  # noqa: PLR0913 - what a provider is made of
         cls,
         name: str,
         dialect: str,
@@ -43,6 +45,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         *,
         request_stream_usage: bool,
         ca_file: str = "",
+        private_addresses: bool = False,
     ) -> Self:
         """Return the provider at `base_url`.
 
@@ -75,5 +78,6 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             auth_header=auth_header,
             auth_prefix=auth_prefix,
             request_stream_usage=request_stream_usage,
+            reach=reach_of(url.hostname, private_addresses=private_addresses),
             ca_file=ca_file,
         )

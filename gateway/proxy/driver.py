@@ -229,15 +229,14 @@ class Driver:
         except Refused as refusal:
             self._conclude("gateway_error", Fault.GATEWAY, refusal)
 
-    def _on_connection(self, upstream: Upstream | None) -> None:
+    def _on_connection(self, upstream: Upstream | Refused) -> None:
         forward = self._forward
         if forward is None or self._exchange_is_over:
-            if upstream is not None:
+            if isinstance(upstream, Upstream):
                 self._proxy.pool.give_back(upstream)
             return
-        if upstream is None:
-            refusal = Refused("upstream_unreachable", "The provider could not be reached.")
-            self._conclude("upstream_error", Fault.UPSTREAM, refusal)
+        if isinstance(upstream, Refused):
+            self._conclude("upstream_error", Fault.UPSTREAM, upstream)
             return
         self._upstream = upstream
         try:
@@ -302,7 +301,10 @@ class Driver:
         try:
             fields = forward.response.begin(status, headers)
         except Refused as refusal:
-            self._lose_upstream(refusal)
+            if refusal.code.startswith("upstream_"):
+                self._lose_upstream(refusal)
+            else:
+                self._conclude("gateway_error", Fault.GATEWAY, refusal)
             return
         lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b""))]
         lines += [b"%b: %b" % field for field in fields]
@@ -326,7 +328,11 @@ class Driver:
         if forward is None or self._exchange_is_over:
             return
         self._heard_at = self._proxy.now()
-        body = forward.response.feed(data) if data else b""
+        try:
+            body = forward.response.feed(data) if data else b""
+        except Refused as refusal:
+            self._conclude("gateway_error", Fault.GATEWAY, refusal)
+            return
         if is_complete:
             body += forward.response.end()
         self._exchange.response_bytes += len(body)

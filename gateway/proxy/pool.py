@@ -2,7 +2,8 @@
 
 A connection carries calls of any caller, one at a time: it holds no credential, each request brings
 its own. Only hosts from the configuration are ever dialled. The most recently used connection is
-taken first, so that the rest may grow old and be closed.
+taken first, so that the rest may grow old and be closed. Each is looked at again before it is
+taken: it must be the very provider's, and `Upstream.is_fit`.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from gateway.clock import Clock
 from gateway.errors import Refused
 from gateway.providers.provider import Provider
+from gateway.proxy.dialling import Resolver, dial, system_resolver
 from gateway.proxy.upstream import Upstream
 
-OnDialled = Callable[[Upstream | None], None]
+OnDialled = Callable[[Upstream | Refused], None]
 
 
 class Pool:
@@ -30,6 +32,7 @@ class Pool:
         idle_seconds: float,
         max_connections: int,
         max_idle: int = 256,
+        resolver: Resolver = system_resolver,
     ) -> None:
         self._clock = clock
         self._tls = tls
@@ -37,6 +40,7 @@ class Pool:
         self._idle_seconds = idle_seconds
         self._max_connections = max_connections
         self._max_idle = max_idle
+        self._resolver = resolver
         self._idle: dict[str, deque[Upstream]] = {}
         self._busy = 0
         self._dials: set[asyncio.Task[None]] = set()
@@ -49,8 +53,8 @@ class Pool:
     def acquire(self, provider: Provider, on_ready: OnDialled) -> None:
         """Hand a connection to `on_ready`: at once where one is idle, else when dialled.
 
-        `on_ready` gets None where the provider could not be reached in time. Whoever got a
-        connection returns it with `give_back`.
+        `on_ready` gets the refusal where the provider cannot be reached, or must not be. Whoever
+        got a connection returns it with `give_back`.
 
         Raises:
             Refused: As many connections as are allowed are in use.
@@ -58,10 +62,11 @@ class Pool:
         idle = self._idle.get(provider.name)
         while idle:
             upstream = idle.pop()
-            if upstream.is_open:
+            if upstream.provider is provider and upstream.is_fit(self._clock.now()):
                 self._busy += 1
                 on_ready(upstream)
                 return
+            upstream.abort()
         if self._busy >= self._max_connections:
             raise Refused("overloaded", "Too many calls are under way.", retry_after_seconds=1)
         self._busy += 1
@@ -71,15 +76,13 @@ class Pool:
 
     async def _dial(self, provider: Provider, on_ready: OnDialled) -> None:
         context = self._tls[provider.name] if provider.is_tls else None
-        upstream: Upstream | None = None
+        dialled: Upstream | Refused
         try:
-            async with asyncio.timeout(self._connect_seconds):
-                _, upstream = await asyncio.get_running_loop().create_connection(
-                    lambda: Upstream(provider), provider.host, provider.port, ssl=context
-                )
-        except (OSError, TimeoutError, ssl.SSLError):
+            dialled = await dial(provider, context, self._resolver, self._connect_seconds)
+        except Refused as refusal:
             self._busy -= 1
-        on_ready(upstream)
+            dialled = refusal
+        on_ready(dialled)
 
     def give_back(self, upstream: Upstream) -> None:
         """Take a connection back: to be kept where it is fit for another call, else closed."""

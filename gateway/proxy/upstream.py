@@ -6,7 +6,10 @@ is not used again.
 """
 
 import asyncio
+import math
 import os
+import select
+import ssl
 from typing import Protocol, cast
 
 import httptools
@@ -51,6 +54,8 @@ class Upstream(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._fd = -1
+        self._poll: select.poll | None = None
+        self._valid_until = math.inf
         self._lent: Slot | None = None
         self._is_head_request = False
         self._reset()
@@ -73,6 +78,19 @@ class Upstream(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether another exchange may start here."""
         return self._transport is not None and not self._transport.is_closing()
+
+    def is_fit(self, now: float) -> bool:
+        """Return whether an idle connection may carry another call; `now` in seconds since epoch.
+
+        It is open as far as we know; nothing waits to be read, neither bytes that nobody asked for
+        nor the provider's farewell; the certificate that it was opened under is still valid.
+        """
+        return (
+            self.is_open
+            and now < self._valid_until
+            and self._poll is not None
+            and not self._poll.poll(0)
+        )
 
     def start(self, listener: Listener, slot: Slot, body: bytes, *, is_head: bool) -> None:
         """Send one request: the head from `slot`, which is wiped as soon as it has left, and body.
@@ -165,12 +183,18 @@ class Upstream(asyncio.Protocol):
         """Keep the transport, and on plain TCP its descriptor."""
         # uvloop's transports have the interface without being subclasses.
         self._transport = cast("asyncio.Transport", transport)
+        fd = transport.get_extra_info("socket").fileno()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN | select.POLLRDHUP)
+        certificate = transport.get_extra_info("peercert")
+        if certificate:
+            self._valid_until = ssl.cert_time_to_seconds(certificate["notAfter"])
         if transport.get_extra_info("ssl_object") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
+            self._fd = fd
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Wipe what was lent, and end the exchange if one is under way."""
-        self._transport = None
+        self._transport = self._poll = None
         self._fd = -1
         self._reclaim()
         listener, self._listener = self._listener, None

@@ -350,3 +350,37 @@ async def test_two_workers_serve_and_close_every_session(
     )
     answers = [parse(await exchange(gateway.proxy, request(token))) for _ in range(24)]
     assert {answer.status for answer in answers} == {401}
+
+
+async def test_a_name_that_leads_inside_gets_nothing(
+    provider: Provider, start_gateway: Callable[..., Gateway]
+) -> None:
+    """A name for a private address is not dialled unless declared; the refusal is on record."""
+    providers = {
+        "inside": {"dialect": "openai", "base_url": f"http://127.1:{provider.port}/v1"},
+        "declared": {
+            "dialect": "openai",
+            "base_url": f"http://127.1:{provider.port}/v1",
+            "private_addresses": True,
+        },
+        "local": {"dialect": "openai", "base_url": f"http://localhost:{provider.port}/v1"},
+    }
+    for each in providers.values():
+        each["plain_http"] = True
+    gateway = await asyncio.to_thread(start_gateway, providers)
+    session = await asyncio.to_thread(gateway.open_session, dict.fromkeys(providers, KEY))
+    answers = {}
+    for name in providers:
+        path = f"/{name}/v1/chat/completions".encode()
+        answers[name] = parse(await exchange(gateway.proxy, request(session["token"], path=path)))
+    assert {name: answer.status for name, answer in answers.items()} == {
+        "inside": 502,
+        "declared": 200,
+        "local": 200,
+    }
+    assert b"upstream_forbidden_address" in answers["inside"].body
+    assert len(provider.received) == 2
+    ends = gateway.events("call.end")
+    assert [(end["code"], end["status"], end["outcome"]) for end in ends if end["code"]] == [
+        ("upstream_forbidden_address", 502, "upstream_error")
+    ]

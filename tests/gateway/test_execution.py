@@ -275,6 +275,38 @@ def test_a_session_closed_meanwhile_opens_nothing(house: House) -> None:
     assert house.region.free == free
 
 
+def test_a_good_answer_needs_no_key(house: House) -> None:
+    """With every slot taken, heads and bodies of good answers pass as they came; errors do not."""
+    while house.region.free:
+        house.region.lease()
+    headers = [(b"content-type", b"text/plain"), (b"x-request-id", b"r" * (len(KEY) - 1))]
+    body = b'{"quoted":"' + KEY + b'"}'
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    assert forward.response.begin(200, headers)[:2] == headers
+    assert forward.response.feed(body) is body
+    assert forward.response.end() == b""
+    forward.response.begin(401, headers)
+    with pytest.raises(Refused):
+        forward.response.feed(body)
+
+
+def test_an_error_that_quotes_the_key(house: House) -> None:
+    """The key is blotted out of header fields and body, and is in no slot afterwards."""
+    free = house.region.free
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    stars = b"*" * len(KEY)
+    head = forward.response.begin(401, [(b"x-echo", KEY)])
+    assert head[0] == (b"x-echo", stars)
+    assert not forward.response.changes_length
+    assert forward.response.feed(b"<" + KEY + b">" + KEY[:4]) == b"<" + stars + b">"
+    assert forward.response.end() == KEY[:4]
+    assert house.region.free == free
+    slots = [house.region.lease() for _ in range(free)]
+    assert not any(KEY in bytes(slot.whole) for slot in slots)
+
+
 def renewed(house: House) -> str:
     """Return the old token of a session that has a new generation."""
     old = house.token

@@ -136,7 +136,8 @@ def _calls(name: str) -> set[str]:
 
 def test_there_is_one_way_out() -> None:
     """Provider connections are dialled in one place, taken in one, and ordered in one: the story."""
-    assert _calls("create_connection") == {"gateway/proxy/pool.py"}
+    assert _calls("create_connection") == {"gateway/proxy/dialling.py"}
+    assert _calls("dial") == {"gateway/proxy/pool.py"}
     assert _calls("acquire") == {"gateway/proxy/driver.py"}
     assert _calls("Forward") == {"gateway/execution.py"}
     assert _calls("open_connection") == set()

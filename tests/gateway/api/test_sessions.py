@@ -7,7 +7,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.api.deposit_keys import DepositKeys
+from gateway.api.deposits import (
+    MAX_BODY_BYTES,
+    from_base64url,
+    read_open_request,
+    to_base64url,
+)
 from gateway.api.ledger import SessionLedger
 from gateway.api.quiet import serve
 from gateway.api.sessions import SessionsApi
@@ -17,13 +28,16 @@ from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier, session_secret
 from gateway.providers.provider import Provider
+from keys.hpke import DepositKeyRing, deposit_info
 from keys.region import SecretRegion
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord
+from keys.signing import Signer, Verifier
 from keys.vault import SessionVault
 from policies.request import Principal
 
 KEY = "sk-planted-credential"
+SIGNER = Signer("test", bytes(32))
 OPEN = {"keys": {"openai": KEY}, "label": "laptop"}
 
 
@@ -96,6 +110,7 @@ class House:
             proxy_url="http://proxy",
             sessions_url="http://sessions",
             clock=self.clock,
+            deposit_keys=DepositKeys(DepositKeyRing("test"), SIGNER, self.clock),
             development=None,
             is_draining=lambda: self.is_draining,
         )
@@ -165,6 +180,7 @@ async def test_opening_grants_a_token_that_opens_the_key(house: House) -> None:
     assert slot.view == KEY.encode()
     [opened] = house.events
     assert isinstance(opened, SessionOpened)
+    assert opened.deposit == "plain"
     assert KEY not in repr(opened)
 
 
@@ -409,3 +425,164 @@ async def test_says_where_to_go(house: House) -> None:
     assert (await house.ask("GET", "/nowhere"))[0] == 404
     assert (await house.ask("PUT", "/v1/sessions"))[0] == 405
     assert (await house.ask("POST", "/dev/token", {}))[0] == 404
+
+
+# --- sealed deposits ---
+
+
+async def published(house: House) -> dict[str, Any]:
+    """Return the published keys, their signature checked."""
+    status, body, head = await house.ask("GET", "/.well-known/veklom-hpke", who="")
+    assert (status, b"cache-control: no-store" in head) == (200, True)
+    text = Verifier.from_vkey(SIGNER.vkey).open_note(body["note"])
+    context, _, content = text.partition("\n")
+    assert context == "veklom.hpke.v1 test"
+    document: dict[str, Any] = json.loads(content)
+    return document
+
+
+def sealed(key: dict[str, Any], who: str = "alice", plain: object = OPEN["keys"]) -> dict[str, Any]:
+    """Return a deposit that is sealed for a caller."""
+    public = X25519PublicKey.from_public_bytes(from_base64url(key["public_key"]))
+    info = deposit_info("test", key["kid"], "https://idp", who)
+    suite = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+    content = plain if isinstance(plain, bytes) else json.dumps(plain).encode()
+    ciphertext = suite.encrypt(content, public, info)
+    return {"enc": {"kid": key["kid"], "kem": key["kem"], "ct": to_base64url(ciphertext)}}
+
+
+async def test_a_sealed_deposit_opens_a_session(house: House) -> None:
+    """Keys sealed to a published key are deposited as if sent in clear; the record says how."""
+    document = await published(house)
+    key = document["keys"][0]
+    assert {each["kem"] for each in document["keys"]} == {"x25519", "mlkem768-x25519"}
+    assert document["audience"] == "test"
+    assert document["expires_at"] == key["expires_at"] == house.clock.now() + 600
+    assert (key["kdf"], key["aead"]) == ("hkdf-sha256", "aes-256-gcm")
+    status, body, _ = await house.ask("POST", "/v1/sessions", sealed(key))
+    assert status == 201
+    secret = session_secret(body["token"].encode())
+    slot = house.worker.vault.compose_head(
+        body["session_id"], secret, "openai", "https://api.openai.com", b"", b""
+    )
+    assert slot.view == KEY.encode()
+    [opened] = house.events
+    assert isinstance(opened, SessionOpened)
+    assert opened.deposit == "hpke"
+
+
+async def test_a_replayed_deposit_is_refused(house: House) -> None:
+    """Whoever recorded a deposit opens nothing with it, not even as the same caller."""
+    body = sealed((await published(house))["keys"][0])
+    assert (await house.ask("POST", "/v1/sessions", body))[0] == 201
+    status, problem, _ = await house.ask("POST", "/v1/sessions", body)
+    assert (status, problem["code"]) == (409, "deposit_replayed")
+    assert isinstance(house.events[-1], SessionRefused)
+    assert house.events[-1].code == "deposit_replayed"
+
+
+async def test_a_deposit_of_another_caller_is_refused(house: House) -> None:
+    """What was sealed for one caller opens no session of another's."""
+    body = sealed((await published(house))["keys"][0], who="bob")
+    status, problem, _ = await house.ask("POST", "/v1/sessions", body)
+    assert (status, problem["code"]) == (400, "deposit_not_opened")
+    assert (await house.ask("POST", "/v1/sessions", body, who="bob"))[0] == 201
+
+
+async def test_an_expired_key_is_named_as_that(house: House) -> None:
+    """After ten minutes the caller is told to seal to a fresh key, and that works."""
+    body = sealed((await published(house))["keys"][0])
+    house.clock.time += 600
+    status, problem, _ = await house.ask("POST", "/v1/sessions", body)
+    assert (status, problem["code"]) == (409, "unknown_kid")
+    body = sealed((await published(house))["keys"][0])
+    assert (await house.ask("POST", "/v1/sessions", body))[0] == 201
+
+
+async def test_published_keys_change_and_are_signed_anew(house: House) -> None:
+    """Within five minutes the document is the same, after them it holds other keys."""
+    first = await published(house)
+    house.clock.time += 299
+    assert await published(house) == first
+    house.clock.time += 1
+    later = await published(house)
+    assert later["expires_at"] == first["expires_at"] + 300
+    assert later["keys"] != first["keys"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "code"),
+    [
+        (b"", "invalid_body"),
+        (b"junk " + KEY.encode(), "invalid_body"),
+        ([KEY], "invalid_body"),
+        ({}, "invalid_body"),
+        ({"openai": 5}, "invalid_body"),
+        ({"openai": KEY + "\n"}, "invalid_body"),
+        ({KEY: KEY}, "unknown_provider"),
+    ],
+)
+async def test_what_is_sealed_is_read_as_strictly(house: House, plain: object, code: str) -> None:
+    """Sealing hides nothing from the checks, and no refusal repeats what was sealed."""
+    body = sealed((await published(house))["keys"][0], plain=plain)
+    status, problem, _ = await house.ask("POST", "/v1/sessions", body)
+    assert (status, problem["code"]) == (400, code)
+    assert KEY not in json.dumps(problem)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": {"openai": KEY}},
+        {"enc": None},
+        {"enc": {"kid": "k", "kem": "x25519"}},
+        {"enc": {"kid": "k", "kem": "x25519", "ct": "a+/="}},
+        {"enc": {"kid": "k", "kem": "x25519", "ct": "YR"}},
+        {"enc": {"kid": "k", "kem": "x25519", "ct": "é"}},
+        {"enc": {"kid": "k", "kem": "x25519", "ct": "", "more": 1}},
+    ],
+)
+async def test_malformed_sealed_deposits(house: House, change: dict[str, Any]) -> None:
+    """Keys both sealed and in clear, missing parts and loose encodings are refused."""
+    body = sealed((await published(house))["keys"][0])
+    status, problem, _ = await house.ask("POST", "/v1/sessions", {**body, **change})
+    assert (status, problem["code"]) == (400, "invalid_body")
+
+
+async def test_an_oversize_sealed_deposit(house: House) -> None:
+    """The limit of a body holds for sealed ones, too."""
+    body = sealed((await published(house))["keys"][0], plain=b" " * MAX_BODY_BYTES)
+    status, problem, _ = await house.ask("POST", "/v1/sessions", body)
+    assert (status, problem["code"]) == (413, "body_too_large")
+
+
+@given(st.binary(max_size=100))
+def test_base64url_has_one_spelling(data: bytes) -> None:
+    """What is encoded is decoded again."""
+    assert from_base64url(to_base64url(data)) == data
+
+
+@given(st.text(max_size=20) | st.text(alphabet="AQgw-_=+/ \n", max_size=20))
+def test_other_spellings_are_refused(text: str) -> None:
+    """Text that decodes is spelt in the one way in which it is encoded."""
+    try:
+        data = from_base64url(text)
+    except ValueError:
+        return
+    assert to_base64url(data) == text
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
+def test_a_key_is_taken_byte_for_byte(key: str) -> None:
+    """However JSON writes a key, plain or escaped, the deposit holds its bytes."""
+    openai = Provider.from_url("openai", "openai", "https://h", request_stream_usage=True)
+    spelt = "".join(f"\\u{ord(char):04x}" for char in key)
+    for value in (json.dumps(key), f'"{spelt}"'):
+        body = b'{"keys":{"openai":%b}}' % value.encode()
+        _, [deposit] = read_open_request(body, {"openai": openai}, refuse_sealed)
+        assert deposit.credential.reveal() == key.encode()
+
+
+def refuse_sealed(_sealed: object) -> bytearray:
+    """Open nothing."""
+    raise Refused("deposit_not_opened", "")

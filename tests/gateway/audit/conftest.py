@@ -22,7 +22,7 @@ def started(role: str = "test") -> Event:
 def ended(call: str) -> CallEnd:
     """Return the end of a call."""
     return CallEnd(
-        call=call, tenant="acme", outcome="complete", fault="", status=200, upstream_status=200,
+        call=call, tenant="acme", outcome="complete", fault="", code="", status=200, upstream_status=200,
         request_bytes=1, response_bytes=1, usage=UsageRecord(), first_byte_us=1, total_us=2,
     )  # fmt: skip
 
