@@ -8,18 +8,27 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
+import uvloop
 
 from gateway.audit.journal import Journal
 from gateway.audit.keyfile import load_signer
 from gateway.clock import Clock
-from gateway.config import Config
+from gateway.config import Config, ConfigurationError
 from gateway.identity.dev_issuer import DEVELOPMENT
 from gateway.identity.tokens import Issuer
+from gateway.telemetry.logs import configure_logs, get_log
+from policies.document import DocumentError
 from policies.rules import PolicySet, load_policy_set
+
+EXIT_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: starting again would change nothing."""
+
+log = get_log()
 
 
 class PolicySource(msgspec.Struct, frozen=True):
@@ -33,11 +42,13 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a child starts from.
 
     Descriptors are inherited; `listeners` names this child's by listener. `addresses` are the URLs
-    at which each listener is really reached, whoever holds it.
+    at which each listener is really reached, whoever holds it. `run` counts the processes that
+    have had this role; `relays` is how many relay ends are on their way over the leash.
     """
 
     config: Config
     role: str
+    run: int
     boot_id: str
     is_dev: bool
     config_digest: str
@@ -45,8 +56,9 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     policies: tuple[PolicySource, ...]
     listeners: dict[str, int]
     addresses: dict[str, str]
-    relays: tuple[int, ...]
-    lifeline: int
+    secrets: int
+    leash: int
+    relays: int
 
 
 def write_boot(boot: Boot) -> int:
@@ -75,27 +87,33 @@ def issuers_of(boot: Boot) -> tuple[Issuer, ...]:
 
 
 def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> Journal:
-    """Open this process's own audit log."""
+    """Open this process's own audit log; one that died before it left its log as it was."""
     config = boot.config
     signer = load_signer(Path(config.state_dir), config.name)
-    origin = f"{config.name}/{boot.boot_id}/{boot.role}"
-    directory = Path(config.audit.directory) / f"{boot.boot_id}-{boot.role}"
+    writer = f"{boot.role}.{boot.run}"
+    origin = f"{config.name}/{boot.boot_id}/{writer}"
+    directory = Path(config.audit.directory) / f"{boot.boot_id}-{writer}"
     return Journal.open(directory, origin=origin, signer=signer, clock=clock, loop=loop)
 
 
-def watch_over(boot: Boot, stop: Callable[[str], None]) -> None:
-    """Call `stop` with a reason on SIGTERM, and when the supervisor is gone.
+def take_signals(stop: Callable[[str], None]) -> None:
+    """Call `stop` on SIGTERM, and leave everything else that a terminal sends to the supervisor.
 
-    The lifeline is a pipe that the supervisor never writes to: it ends with it, however it ends.
-    SIGINT from a terminal reaches the whole group; the supervisor turns it into an orderly stop.
+    SIGINT and SIGHUP from a terminal reach the whole group; the supervisor alone answers them.
     """
     loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     loop.add_signal_handler(signal.SIGTERM, stop, "shutdown")
-    loop.add_reader(boot.lifeline, stop, "supervisor_lost")
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
-def boot_argument() -> Boot:
-    """Return the boot message whose descriptor is this process's only argument."""
-    return read_boot(int(sys.argv[1]))
+def run_child(main: Callable[[Boot], Coroutine[Any, Any, int]]) -> int:
+    """Run a child from the boot message whose descriptor is its only argument; return its exit code."""
+    boot = read_boot(int(sys.argv[1]))
+    configure_logs(boot.config.logs.format, boot.config.logs.level, boot.role)
+    try:
+        return uvloop.run(main(boot))
+    except (ConfigurationError, DocumentError) as error:
+        log.error("configuration.refused", error=str(error))
+        return EXIT_CONFIGURATION

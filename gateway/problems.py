@@ -58,6 +58,7 @@ STATUS: Final[dict[str, int]] = {
     "upstream_invalid": 502,
     "upstream_redirected": 502,
     "audit_unavailable": 503,
+    "control_unavailable": 503,
     "identity_unavailable": 503,
     "overloaded": 503,
     "draining": 503,

@@ -1,0 +1,35 @@
+"""The secrets of one gateway's life: the same for every child, different for every gateway."""
+
+import os
+
+import pytest
+
+from keys.boot_secrets import BootSecrets
+
+
+def opened(fd: int) -> BootSecrets:
+    """Open the secrets as one child does: with a descriptor of its own."""
+    return BootSecrets.open(os.dup(fd))
+
+
+def test_every_child_sees_the_same() -> None:
+    """Two openings of one file agree; another gateway's are different; nothing is empty."""
+    ours, theirs = BootSecrets.create(), BootSecrets.create()
+    one, two, other = opened(ours), opened(ours), opened(theirs)
+    assert (one.boot_key, one.token_seed) == (two.boot_key, two.token_seed)
+    assert len({bytes(one.boot_key), bytes(one.token_seed), bytes(other.boot_key)}) == 3
+    assert (len(one.boot_key), len(one.token_seed)) == (32, 32)
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+def test_nobody_changes_or_prints_them() -> None:
+    """The memory is sealed once written, its views are read-only, and it says nothing of itself."""
+    fd = BootSecrets.create()
+    secrets = opened(fd)
+    with pytest.raises(PermissionError):
+        os.pwrite(fd, b"x", 0)
+    with pytest.raises(TypeError):
+        secrets.boot_key[0] = 0
+    assert repr(secrets) == "BootSecrets(…)"
+    os.close(fd)
