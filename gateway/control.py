@@ -245,7 +245,7 @@ class Control:
     async def _meet_worker(self, end: socket.socket) -> None:
         link = await Link.open(end, self._on_message, self._on_worker_lost)
         self._relays += 1
-        if not link.is_lost:
+        if not link.is_lost and not self._workers.has(link):
             self._newcomers.setdefault(link, _Newcomer())
         self._check_all_told()
 

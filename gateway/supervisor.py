@@ -280,12 +280,8 @@ class Supervisor:
             post.child, post.successor = post.successor, None
         else:
             post.successor = None
-        pause = self._pause_after(child)
-        log.error(
-            "process.died",
-            role=post.role, pid=child.process.pid, exit_code=code, pause_seconds=pause,
-        )  # fmt: skip
-        post.start_at = self._clock.monotonic() + pause
+        log.error("process.died", role=post.role, pid=child.process.pid, exit_code=code)
+        post.start_at = self._clock.monotonic() + self._pause_after(child)
 
     def _pause_after(self, child: _Child) -> float:
         """Return how long to wait before the next start; give up a deployment, or the gateway."""

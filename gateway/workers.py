@@ -36,6 +36,10 @@ class Workers:
         if link not in self._links:
             self._links.append(link)
 
+    def has(self, link: Link) -> bool:
+        """Return whether this worker counts among those that are told and asked."""
+        return link in self._links
+
     def lose(self, link: Link) -> None:
         """Count one less; its counts are kept, and whoever waited for it waits no longer."""
         self._ready.pop(link, None)
