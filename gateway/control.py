@@ -132,6 +132,7 @@ class Control:
         self._all_told: asyncio.Future[None] = loop.create_future()
         self._restarts: dict[str, int] = {}
         self._stopped: asyncio.Future[str] = loop.create_future()
+        self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
 
     async def run(self) -> int:
@@ -152,15 +153,16 @@ class Control:
         sweeper.add_done_callback(self._on_sweep_ended)
         self._leash.tell_serving()
         reason = await self._stopped
-        if reason == "shutdown":
-            # Workers drain on the same signal; what they still ask for is answered until they end.
-            await self._wait_for_workers()
-        elif reason == "replaced":
+        if reason == "replaced":
             for runner in runners:
                 for site in list(runner.sites):
                     await site.stop()
             # Callers who are connected may still ask; who connects now waits for the successor.
             await asyncio.sleep(GRACE_SECONDS)
+            reason = self._last_reason  # a gateway that ends meanwhile will have no successor
+        if reason == "shutdown":
+            # Workers drain on the same signal; what they still ask for is answered until they end.
+            await self._wait_for_workers()
         sweeper.cancel()
         await asyncio.gather(sweeper, return_exceptions=True)
         for runner in runners:
@@ -202,7 +204,7 @@ class Control:
         ]
 
     def _is_ending(self) -> bool:
-        return self._stopped.done() and self._stopped.result() != "replaced"
+        return self._stopped.done() and self._last_reason != "replaced"
 
     async def _wait_for_workers(self) -> None:
         try:
@@ -456,6 +458,7 @@ class Control:
         return await asyncio.to_thread(render, snapshots, gauges, self._restarts)
 
     def _stop(self, reason: str) -> None:
+        self._last_reason = reason
         if not self._stopped.done():
             self._stopped.set_result(reason)
 

@@ -101,6 +101,7 @@ class Worker:
         self._connecting: set[asyncio.Task[None]] = set()
         self._may_serve: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[str] = loop.create_future()
+        self._orphaned: asyncio.Future[None] = loop.create_future()
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
 
     async def run(self) -> int:
@@ -170,14 +171,22 @@ class Worker:
         gc.freeze()
 
     async def _drain(self, reason: str) -> None:
+        """Let live calls end, for as long as the supervisor lives and nothing is wrong with us."""
         if self._proxy is None:
             return
-        if reason == "replaced":
-            await self._proxy.drain(self._boot.config.timeouts.drain, grace_seconds=GRACE_SECONDS)
-        elif reason == "shutdown":
-            await self._proxy.drain(self._boot.config.timeouts.drain)
-        else:
-            await self._proxy.drain(0)
+        if reason in {"shutdown", "replaced"}:
+            grace = GRACE_SECONDS if reason == "replaced" else 0.0
+            draining = asyncio.get_running_loop().create_task(
+                self._proxy.drain(self._boot.config.timeouts.drain, grace_seconds=grace)
+            )
+            either: list[asyncio.Future[Any]] = [draining, self._orphaned]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not self._orphaned.done():
+                await draining
+                return
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+        await self._proxy.drain(0)
 
     def _execution(self, providers: tuple[Provider, ...]) -> Execution:
         config = self._boot.config
@@ -211,6 +220,7 @@ class Worker:
                 self._stop("leash_confused")
 
     def _on_supervisor_lost(self) -> None:
+        self._orphaned.set_result(None)
         self._stop("supervisor_lost")
 
     # --- control: introduced, lost, heard ---
