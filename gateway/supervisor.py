@@ -40,6 +40,12 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal
 KILL_AFTER_SECONDS = 5.0
 """How long past the drain a child may take to end before it is killed."""
 
+START_SECONDS = 30.0
+"""How long a child may take to serve before it is killed; keys are fetched for 10 at most."""
+
+LOOK_AGAIN_SECONDS = 1.0
+"""How long a word of a child that starts may wait, should its signal go astray."""
+
 
 class _GiveUp(Exception):
     """The gateway cannot be kept running."""
@@ -62,11 +68,8 @@ class _Child:
         self.leash = leash
         self.began = began
         self.is_serving = False
-        self.kill_at: float | None = None
-
-    @property
-    def is_retiring(self) -> bool:
-        return self.kill_at is not None
+        self.is_retiring = False
+        self.kill_at: float | None = began + START_SECONDS
 
 
 class _Post:
@@ -123,11 +126,14 @@ class Supervisor:
 
     def _next_signal(self) -> int | None:
         """Return the next signal, or None when it is time to look again."""
+        now = self._clock.monotonic()
         due = [post.start_at for post in self._posts() if post.child is None]
         due += [child.kill_at for child in self._children if child.kill_at is not None]
+        if not all(child.is_serving for child in self._children):
+            due.append(now + LOOK_AGAIN_SECONDS)
         if not due:
             return signal.sigwaitinfo(_SIGNALS).si_signo
-        found = signal.sigtimedwait(_SIGNALS, max(0.0, min(due) - self._clock.monotonic()))
+        found = signal.sigtimedwait(_SIGNALS, max(0.0, min(due) - now))
         return None if found is None else found.si_signo
 
     def _posts(self) -> Iterator[_Post]:
@@ -138,6 +144,8 @@ class Supervisor:
         for child in self._children:
             if not child.is_serving and child.leash.hears_serving():
                 child.is_serving = True
+                if not child.is_retiring:
+                    child.kill_at = None
 
     # --- every role filled by the current deployment ---
 
@@ -189,6 +197,7 @@ class Supervisor:
 
     def _retire(self, child: _Child, now: float) -> None:
         child.leash.order(Retire())
+        child.is_retiring = True
         child.kill_at = now + child.deployment.config.timeouts.drain + KILL_AFTER_SECONDS
 
     def _reload(self) -> None:
