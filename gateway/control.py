@@ -82,7 +82,8 @@ SWEEP_SECONDS = 1.0
 """How often sessions are checked for expiry, and keys for their age."""
 
 TAKEOVER_SECONDS = 10.0
-"""How long workers may take to say what they hold; 100,000 sessions take about a second."""
+"""How long workers may take to say what they hold: 100,000 sessions of three keys took 3 s on a
+busy machine."""
 
 GRACE_SECONDS = 1.0
 """How long callers may still ask, on a connection they had, a process that is replaced."""

@@ -151,6 +151,22 @@ async def test_a_killed_worker_loses_no_session(provider: Provider, start_gatewa
     assert unsealed(logs) < {"worker-0.1", "worker-1.1"}
 
 
+async def test_callers_wait_for_a_missing_worker(provider: Provider, start_gateway: Start) -> None:
+    """While the only worker is being started again, readiness is off and calls wait for it."""
+    gateway = await begin(start_gateway, provider)
+    session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
+    os.kill(gateway.pids("worker")[0], signal.SIGKILL)
+    asking = b"GET /readyz HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
+
+    async def is_not_ready() -> bool:
+        return parse(await exchange(gateway.admin, asking)).status == 503
+
+    await until(is_not_ready)
+    assert (await call(gateway, session["token"])).status == 200
+    await asyncio.to_thread(gateway.wait_until_ready)
+    assert await asyncio.to_thread(gateway.stop) == 0
+
+
 async def test_sessions_outlive_a_killed_control(provider: Provider, start_gateway: Start) -> None:
     """Calls go on without control; its successor lists, renews and closes what was open."""
     streaming = provider.script = Streaming()
@@ -252,8 +268,9 @@ async def test_control_and_a_worker_killed_together(
     assert await asyncio.to_thread(gateway.stop) == 0
 
 
+@pytest.mark.parametrize("state", ["serving", "draining"])
 async def test_a_killed_supervisor_takes_all_with_it(
-    provider: Provider, start_gateway: Start
+    provider: Provider, start_gateway: Start, state: str
 ) -> None:
     """Nobody goes on holding sessions when the parent is gone: not even a running stream stays."""
     provider.script = Streaming()
@@ -261,6 +278,9 @@ async def test_a_killed_supervisor_takes_all_with_it(
     session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
     reader, writer = await open_stream(gateway, session["token"])
     children = gateway.children()
+    if state == "draining":
+        gateway.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(gateway.wait_for_log, "gateway.stopping")
     gateway.process.kill()
     await asyncio.to_thread(gateway.process.wait, 10)
     assert b'"type":"gateway_error"' in await asyncio.wait_for(reader.read(), 5)
@@ -270,7 +290,9 @@ async def test_a_killed_supervisor_takes_all_with_it(
         await asyncio.open_connection("127.0.0.1", gateway.proxy)
     code, logs = await asyncio.to_thread(report_of, gateway)
     assert (code, unsealed(logs)) == (0, set())
-    assert {event["reason"] for event in gateway.events("process.stopped")} == {"supervisor_lost"}
+    if state == "serving":
+        stopped = {event["reason"] for event in gateway.events("process.stopped")}
+        assert stopped == {"supervisor_lost"}
 
 
 async def test_a_reload_refuses_nobody(provider: Provider, start_gateway: Start) -> None:
