@@ -186,7 +186,7 @@ class Proxy:
         self.is_draining = True
         if self._server is not None:
             self._server.close()
-        if grace_seconds and self._connections:
+        if grace_seconds:  # also where nobody is connected yet: a TLS handshake may be under way
             await asyncio.sleep(grace_seconds)
         idle = asyncio.get_running_loop().create_future()
 
