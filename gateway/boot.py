@@ -8,8 +8,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
@@ -17,12 +18,19 @@ from gateway.audit.event import ProtectionsChecked
 from gateway.audit.journal import Journal
 from gateway.audit.keyfile import load_signer
 from gateway.clock import Clock
-from gateway.config import Config
-from gateway.hardening import demand, harden, to_reasons
+from gateway.config import Config, ConfigurationError
+from gateway.hardening import ProtectionMissing, demand, harden, to_reasons
 from gateway.identity.dev_issuer import DEVELOPMENT
 from gateway.identity.tokens import Issuer
+from gateway.telemetry.logs import configure_logs, get_log
 from keys.region import SecretRegion
+from policies.document import DocumentError
 from policies.rules import PolicySet, load_policy_set
+
+EXIT_CONFIGURATION: Final = 78
+"""EX_CONFIG of sysexits.h: starting again would change nothing."""
+
+log = get_log()
 
 
 class PolicySource(msgspec.Struct, frozen=True):
@@ -36,11 +44,13 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a child starts from.
 
     Descriptors are inherited; `listeners` names this child's by listener. `addresses` are the URLs
-    at which each listener is really reached, whoever holds it.
+    at which each listener is really reached, whoever holds it. `run` counts the processes that
+    have had this role; `relays` is how many relay ends are on their way over the leash.
     """
 
     config: Config
     role: str
+    run: int
     boot_id: str
     is_dev: bool
     config_digest: str
@@ -48,8 +58,9 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     policies: tuple[PolicySource, ...]
     listeners: dict[str, int]
     addresses: dict[str, str]
-    relays: tuple[int, ...]
-    lifeline: int
+    secrets: int
+    leash: int
+    relays: int
     supervisor_protections: dict[str, str]
 
 
@@ -79,29 +90,29 @@ def issuers_of(boot: Boot) -> tuple[Issuer, ...]:
 
 
 def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> Journal:
-    """Open this process's own audit log."""
+    """Open this process's own audit log; one that died before it left its log as it was."""
     config = boot.config
     signer = load_signer(Path(config.state_dir), config.name)
-    origin = f"{config.name}/{boot.boot_id}/{boot.role}"
-    directory = Path(config.audit.directory) / f"{boot.boot_id}-{boot.role}"
+    writer = f"{boot.role}.{boot.run}"
+    origin = f"{config.name}/{boot.boot_id}/{writer}"
+    directory = Path(config.audit.directory) / f"{boot.boot_id}-{writer}"
     return Journal.open(directory, origin=origin, signer=signer, clock=clock, loop=loop)
 
 
-def protect(
-    boot: Boot, folders: Iterable[str], *, region: SecretRegion | None = None, wipes: bool = False
-) -> dict[str, str]:
-    """Harden this process; return each protection, with the reason where it does not hold.
+def take_signals(stop: Callable[[str], None]) -> None:
+    """Call `stop` on SIGTERM, and leave everything else that a terminal sends to the supervisor.
 
-    Raises:
-        ProtectionMissing: The configuration requires one that does not hold.
+    SIGINT and SIGHUP from a terminal reach the whole group; the supervisor alone answers them.
     """
-    findings = harden(map(Path, folders), region=region, wipes=wipes)
-    demand(findings, boot.config.custody.required(is_dev=boot.is_dev))
-    return to_reasons(findings)
+    loop = asyncio.get_running_loop()
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    loop.add_signal_handler(signal.SIGTERM, stop, "shutdown")
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def protections_event(role: str, protections: Mapping[str, str]) -> ProtectionsChecked:
-    """Return the audit event for what `protect` found."""
+    """Return the audit event for what a process found of its protections."""
     return ProtectionsChecked(
         role=role,
         held=tuple(name for name, reason in protections.items() if not reason),
@@ -109,19 +120,31 @@ def protections_event(role: str, protections: Mapping[str, str]) -> ProtectionsC
     )
 
 
-def watch_over(boot: Boot, stop: Callable[[str], None]) -> None:
-    """Call `stop` with a reason on SIGTERM, and when the supervisor is gone.
+Protections = dict[str, str]
+"""Each protection of a process, with the reason why it does not hold, "" where it does."""
 
-    The lifeline is a pipe that the supervisor never writes to: it ends with it, however it ends.
-    SIGINT from a terminal reaches the whole group; the supervisor turns it into an orderly stop.
+Main = Callable[[Boot, Protections], Coroutine[Any, Any, int]]
+
+
+def run_child(
+    main: Main,
+    run: Callable[[Coroutine[Any, Any, int]], int],
+    *,
+    writes_to: Callable[[Config], Sequence[str]],
+    region: SecretRegion | None = None,
+    wipes: bool = False,
+) -> int:
+    """Run a child from the boot message whose descriptor is its only argument; return its exit code.
+
+    Before its loop runs, by `run`, it is hardened, and can write to the folders `writes_to` only.
     """
-    loop = asyncio.get_running_loop()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    loop.add_signal_handler(signal.SIGTERM, stop, "shutdown")
-    loop.add_reader(boot.lifeline, stop, "supervisor_lost")
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-
-
-def boot_argument() -> Boot:
-    """Return the boot message whose descriptor is this process's only argument."""
-    return read_boot(int(sys.argv[1]))
+    boot = read_boot(int(sys.argv[1]))
+    config = boot.config
+    configure_logs(config.logs.format, config.logs.level, boot.role)
+    findings = harden(map(Path, writes_to(config)), region=region, wipes=wipes)
+    try:
+        demand(findings, config.custody.required(is_dev=boot.is_dev))
+        return run(main(boot, to_reasons(findings)))
+    except (ConfigurationError, DocumentError, ProtectionMissing) as error:
+        log.error("configuration.refused", error=str(error))
+        return EXIT_CONFIGURATION

@@ -62,6 +62,7 @@ STATUS: Final[dict[str, int]] = {
     "upstream_redirected": 502,
     "upstream_forbidden_address": 502,
     "audit_unavailable": 503,
+    "control_unavailable": 503,
     "identity_unavailable": 503,
     "overloaded": 503,
     "draining": 503,

@@ -2,8 +2,9 @@
 
 A frame is a 4-byte big-endian length and one MessagePack document. The two sides share nothing
 else: a worker learns of sessions, issuers' keys and the drain from here, and has no other inbox.
-A frame over `MAX_FRAME_BYTES`, or one that does not decode, ends the link: both ends are ours, so
-it can only be a defect, and a process that lost its link must not go on deciding.
+A frame over `MAX_FRAME_BYTES`, or one that does not decode, breaks the link: both ends are ours, so
+it can only be a defect, and a process that met one must not go on deciding. A link that merely ends
+tells that the other process did.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ from policies.request import Principal
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 """Far above the largest frame, a key set of 256 KiB or a metrics snapshot."""
 
+FLUSH_SECONDS = 1.0
+"""How long a process that ends waits for its last words to be read."""
+
 
 class SessionKey(msgspec.Struct, frozen=True, kw_only=True, tag="session-key"):
     """Control's first word: the raw Ed25519 key that session tokens are verified with."""
@@ -27,11 +31,16 @@ class SessionKey(msgspec.Struct, frozen=True, kw_only=True, tag="session-key"):
 
 
 class PutSession(msgspec.Struct, frozen=True, kw_only=True, tag="put-session"):
-    """Serve this session from now on; also sent with a new generation after a renewal."""
+    """Serve this session from now on; also sent with a new generation after a renewal.
+
+    `label` and `used_at` (seconds since the epoch) are kept for the next control process.
+    """
 
     n: int
     principal: Principal
     record: SessionRecord
+    label: str
+    used_at: float
 
 
 class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session"):
@@ -49,10 +58,46 @@ class IssuerKeys(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-keys"):
     jwks: bytes | None
 
 
+class Serve(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+    """You know all there is to know: accept callers, or go on."""
+
+
+class KeepCounts(msgspec.Struct, frozen=True, kw_only=True, tag="keep-counts"):
+    """Keep for the next control process what workers that are gone had counted; the highest `n` wins."""
+
+    n: int
+    data: dict[str, Any]
+
+
 class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot-request"):
     """Ask for the worker's counters."""
 
     n: int
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """A worker's first word on a new relay.
+
+    A fresh worker has never served and is told everything; another one tells what it holds, a
+    `Held` for each session, and gives back the counts it was given to keep. `Told` follows.
+    """
+
+    worker: int
+    is_fresh: bool
+    kept: KeepCounts | None = None
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, tag="held"):
+    """A session that this worker serves."""
+
+    principal: Principal
+    record: SessionRecord
+    label: str
+    used_at: float
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
+    """That is all I hold."""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -83,14 +128,17 @@ class KeysNeeded(msgspec.Struct, frozen=True, kw_only=True, tag="keys-needed"):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
-    """The worker's counters, for request `n`."""
+    """The worker's counters, for request `n`; 0 where it sends them unasked, as its last word."""
 
     n: int
     data: dict[str, Any]
 
 
-ToWorker = SessionKey | PutSession | DropSession | IssuerKeys | SnapshotRequest
-ToControl = Ready | Ack | Touched | KeysNeeded | Snapshot
+UNASKED = 0
+"""The `n` of a message that nobody waits to have confirmed."""
+
+ToWorker = SessionKey | PutSession | DropSession | IssuerKeys | Serve | KeepCounts | SnapshotRequest
+ToControl = Hello | Held | Told | Ready | Ack | Touched | KeysNeeded | Snapshot
 Message = ToWorker | ToControl
 
 _encoder = msgspec.msgpack.Encoder()
@@ -141,6 +189,8 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_broken = False
 
     @classmethod
     async def open(
@@ -160,10 +210,20 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(encode_frame(message))
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the link has ended."""
+        return self._lost.done()
+
     def close(self) -> None:
         """Flush and end the link."""
         if self._transport is not None:
             self._transport.close()
+
+    async def finish(self) -> None:
+        """End the link, and return when what was queued has left, or after `FLUSH_SECONDS`."""
+        self.close()
+        await asyncio.wait([self._lost], timeout=FLUSH_SECONDS)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -175,6 +235,7 @@ class Link(asyncio.Protocol):
         try:
             messages = self._reader.feed(data)
         except ValueError:
+            self.is_broken = True
             if self._transport is not None:
                 self._transport.abort()
             return
@@ -184,4 +245,5 @@ class Link(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """Tell the owner, once."""
         self._transport = None
+        self._lost.set_result(None)
         self._on_lost(self)

@@ -1,201 +1,373 @@
-"""The supervisor: binds the sockets, starts one control process and the workers, waits.
+"""The supervisor: binds the sockets, keeps one control process and the workers running, reloads.
 
-It has no event loop and speaks to no network. It hands each child its listening socket and its
-ends of the relays, and nothing in the environment. When one child dies unasked the whole gateway
-stops: a data plane without its control process, or the reverse, is not a state to serve from.
+It has no event loop and speaks to no network. It hands each child its listening socket, its leash
+and the gateway's secrets, and nothing in the environment. It wants one thing: every role filled by
+a process of the current deployment (`_reconcile`); starting, restarting and reloading are all that.
+
+Laws of this file:
+- a child that dies is started again after a pause (`gateway.restarts`), and the others go on;
+- a reload replaces workers one by one, each only once its successor serves, and then control; no
+  listening socket ever closes meanwhile;
+- a new deployment whose first process does not come to serve is given up for the one before it;
+- a child that cannot be started, for its configuration or time and again, ends the gateway;
+- with the supervisor everything ends: the leashes break.
 """
 
-import hashlib
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.audit.keyfile import load_signer
-from gateway.boot import Boot, PolicySource, write_boot
+from gateway.boot import EXIT_CONFIGURATION, Boot, write_boot
 from gateway.clock import SystemClock
-from gateway.config import (
-    Config,
-    ConfigurationError,
-    Listener,
-    child_environment,
-    read_policy_sources,
-)
+from gateway.config import Config, ConfigurationError, child_environment
+from gateway.deployment import Deployment, read_deployment, reload_deployment
 from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
-from gateway.setup import load_policies
+from gateway.leash import Holder, NewRelay, Restarts, Retire
+from gateway.listening import Listening
+from gateway.restarts import BackOff
 from gateway.telemetry.logs import configure_logs, get_log
+from keys.boot_secrets import BootSecrets
 
 log = get_log()
 
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGIO}
 
 KILL_AFTER_SECONDS = 5.0
 """How long past the drain a child may take to end before it is killed."""
+
+START_SECONDS = 30.0
+"""How long a child may take to serve before it is killed; keys are fetched for 10 at most."""
+
+LOOK_AGAIN_SECONDS = 1.0
+"""How long a word of a child that starts may wait, should its signal go astray."""
+
+
+class _GiveUp(Exception):
+    """The gateway cannot be kept running."""
+
+
+class _Child:
+    """A process, and the leash it is held by."""
+
+    def __init__(
+        self,
+        post: "_Post",
+        deployment: Deployment,
+        process: subprocess.Popen[bytes],
+        leash: Holder,
+        began: float,
+    ) -> None:
+        self.post = post
+        self.deployment = deployment
+        self.process = process
+        self.leash = leash
+        self.began = began
+        self.is_serving = False
+        self.is_retiring = False
+        self.kill_at: float | None = began + START_SECONDS
+
+
+class _Post:
+    """A role that is to be filled: by `child`, and soon by `successor` where that is set."""
+
+    def __init__(self, role: str, worker: int | None) -> None:
+        self.role = role
+        self.worker = worker
+        self.runs = 0
+        self.child: _Child | None = None
+        self.successor: _Child | None = None
+        self.back_off = BackOff()
+        self.start_at = 0.0
 
 
 class Supervisor:
     """The parent of every process of one gateway."""
 
-    def __init__(self, config: Config, config_path: Path, *, is_dev: bool) -> None:
-        self._config = config
-        self._config_path = config_path
+    def __init__(
+        self, deployment: Deployment, protections: dict[str, str], *, is_dev: bool
+    ) -> None:
+        config = deployment.config
+        self._deployment = self._proven = deployment
+        self._protections = protections
         self._is_dev = is_dev
-        clock = SystemClock()
-        self._clock = clock
-        self._boot_id = f"{int(clock.now()):x}{secrets.token_hex(4)}"
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._lifeline, self._lifeline_end = os.pipe()
-        self._protections: dict[str, str] = {}
+        self._clock = SystemClock()
+        self._boot_id = f"{int(self._clock.now()):x}{secrets.token_hex(4)}"
+        self._secrets = BootSecrets.create()
+        self._listening = Listening(config.listeners, config.workers)
+        self._workers = [_Post(f"worker-{index}", index) for index in range(config.workers)]
+        self._control = _Post("control", None)
+        self._children: list[_Child] = []
+        self._restarts = {"control": 0, "worker": 0}
 
     def run(self) -> int:
-        """Start everything, wait for a signal or a death, stop everything; return an exit code."""
+        """Start everything, keep it running until told to stop; return an exit code."""
         # Blocked, a signal waits to be taken here instead of interrupting; children unblock them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._prepare()
-        self._start()
-        return self._wait()
-
-    def _prepare(self) -> None:
-        """Make what every child takes for granted: folders, keys, and the key auditors pin."""
-        config = self._config
-        signer = load_signer(Path(config.state_dir), config.name)
-        directory = Path(config.audit.directory)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / "vkey").write_text(signer.vkey + "\n")
-        load_policies(config)
-        findings = harden([Path(config.state_dir), directory])
-        demand(findings, config.custody.required(is_dev=self._is_dev))
-        self._protections = to_reasons(findings)
         if self._is_dev:
             log.warning("gateway.development", hint="anyone on this machine can mint an identity")
+        try:
+            while True:
+                self._reconcile()
+                number = self._next_signal()
+                if number in {signal.SIGTERM, signal.SIGINT}:
+                    log.info("gateway.stopping")
+                    return self._stop()
+                if number == signal.SIGHUP:
+                    self._reload()
+                self._hear()
+                self._reap()
+        except _GiveUp:
+            self._stop()
+            return 1
 
-    def _start(self) -> None:
-        config = self._config
-        policies = tuple(
-            PolicySource(path, text) for path, text in read_policy_sources(config.policies.path)
+    # --- waiting ---
+
+    def _next_signal(self) -> int | None:
+        """Return the next signal, or None when it is time to look again."""
+        now = self._clock.monotonic()
+        due = [post.start_at for post in self._posts() if post.child is None]
+        due += [child.kill_at for child in self._children if child.kill_at is not None]
+        if not all(child.is_serving for child in self._children):
+            due.append(now + LOOK_AGAIN_SECONDS)
+        if not due:
+            return signal.sigwaitinfo(_SIGNALS).si_signo
+        found = signal.sigtimedwait(_SIGNALS, max(0.0, min(due) - now))
+        return None if found is None else found.si_signo
+
+    def _posts(self) -> Iterator[_Post]:
+        yield from self._workers
+        yield self._control
+
+    def _hear(self) -> None:
+        for child in self._children:
+            if not child.is_serving and child.leash.hears_serving():
+                child.is_serving = True
+                if not child.is_retiring:
+                    child.kill_at = None
+
+    # --- every role filled by the current deployment ---
+
+    def _reconcile(self) -> None:
+        now = self._clock.monotonic()
+        for child in self._children:
+            if child.kill_at is not None and child.kill_at <= now:
+                log.error("process.killed", role=child.post.role, pid=child.process.pid)
+                child.process.kill()
+                child.kill_at = now + KILL_AFTER_SECONDS
+        for post in self._posts():
+            if post.child is None and post.start_at <= now:
+                post.child = self._spawn(post)
+        if all(self._is_current(post) for post in self._workers):
+            self._replace_control(now)
+        else:
+            self._replace_a_worker(now)
+
+    def _is_current(self, post: _Post) -> bool:
+        child = post.child
+        return child is not None and child.is_serving and child.deployment is self._deployment
+
+    def _replace_a_worker(self, now: float) -> None:
+        """Take the next step of replacing the first worker that is of another deployment."""
+        for post in self._workers:
+            old, successor = post.child, post.successor
+            if successor is not None:
+                if successor.is_serving:
+                    post.child, post.successor = successor, None
+                    if old is not None:
+                        self._retire(old, now)
+                    continue
+                return
+            if old is None or not old.is_serving:
+                return  # it will be of the current deployment, or there is nothing to hand over
+            if old.deployment is not self._deployment:
+                post.successor = self._spawn(post)
+                return
+
+    def _replace_control(self, now: float) -> None:
+        child = self._control.child
+        if child is None or not child.is_serving or child.is_retiring:
+            return
+        if child.deployment is not self._deployment:
+            self._retire(child, now)
+        elif self._proven is not self._deployment:
+            self._proven = self._deployment
+            log.info("reload.done")
+
+    def _retire(self, child: _Child, now: float) -> None:
+        child.leash.order(Retire())
+        child.is_retiring = True
+        child.kill_at = now + child.deployment.config.timeouts.drain + KILL_AFTER_SECONDS
+
+    def _reload(self) -> None:
+        try:
+            fresh, kept = reload_deployment(self._deployment)
+        except ConfigurationError as error:
+            log.error("reload.refused", faults=list(error.faults))
+            return
+        if kept:
+            log.warning("reload.needs_restart", fields=list(kept))
+        log.info("reload.begun")
+        self._deployment = fresh
+
+    # --- starting ---
+
+    def _spawn(self, post: _Post) -> _Child:
+        deployment, leash = self._deployment, Holder()
+        post.runs += 1
+        listening = self._listening
+        if post.worker is None:
+            module = "gateway.control"
+            listeners = {"sessions": listening.sessions, "admin": listening.admin}
+            peers = [child for child in self._children if child.post.worker is not None]
+        else:
+            module = "gateway.worker"
+            listeners = {"proxy": listening.proxies[post.worker]}
+            peers = [self._control.child] if self._control.child is not None else []
+        boot = Boot(
+            config=deployment.config,
+            role=post.role,
+            run=post.runs,
+            boot_id=self._boot_id,
+            is_dev=self._is_dev,
+            config_digest=deployment.config_digest,
+            config_path=str(deployment.config_path),
+            policies=deployment.policies,
+            listeners={name: sock.fileno() for name, sock in listeners.items()},
+            addresses=listening.addresses,
+            secrets=self._secrets,
+            leash=leash.child_end.fileno(),
+            relays=len(peers),
+            supervisor_protections=self._protections,
         )
-        sessions = _bind(config.listeners.sessions)
-        admin = _bind(config.listeners.admin)
-        proxies = _bind_shared(config.listeners.proxy, config.workers)
-        pairs = [socket.socketpair() for _ in proxies]
-        digest = "sha256:" + hashlib.sha256(self._config_path.read_bytes()).hexdigest()
-
-        addresses = {
-            "proxy": _url(config.listeners.proxy, proxies[0]),
-            "sessions": _url(config.listeners.sessions, sessions),
-            "admin": _url(config.listeners.admin, admin),
-        }
-
-        def boot(
-            role: str, listeners: dict[str, socket.socket], ends: Sequence[socket.socket]
-        ) -> Boot:
-            return Boot(
-                config=config,
-                role=role,
-                boot_id=self._boot_id,
-                is_dev=self._is_dev,
-                config_digest=digest,
-                config_path=str(self._config_path),
-                policies=policies,
-                listeners={name: sock.fileno() for name, sock in listeners.items()},
-                addresses=addresses,
-                relays=tuple(end.fileno() for end in ends),
-                lifeline=self._lifeline,
-                supervisor_protections=self._protections,
-            )
-
-        control = {"sessions": sessions, "admin": admin}
-        ends = [mine for mine, _ in pairs]
-        self._spawn("gateway.control", boot("control", control, ends), wipes=True)
-        for index, (sock, (_, theirs)) in enumerate(zip(proxies, pairs, strict=True)):
-            self._spawn("gateway.worker", boot(f"worker-{index}", {"proxy": sock}, [theirs]))
-        for held in [sessions, admin, *proxies, *(end for pair in pairs for end in pair)]:
-            held.close()
-
-    def _spawn(self, module: str, boot: Boot, *, wipes: bool = False) -> None:
         fd = write_boot(boot)
-        inherited = [fd, boot.lifeline, *boot.relays, *boot.listeners.values()]
-        child = subprocess.Popen(  # noqa: S603 - our own module, no shell
+        wiping = WIPING_ENVIRONMENT if post.worker is None else {}
+        inherited = [fd, boot.leash, boot.secrets, *boot.listeners.values()]
+        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
             [sys.executable, "-m", module, str(fd)],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
-            env={**child_environment(), **(WIPING_ENVIRONMENT if wipes else {})},
+            env={**child_environment(), **wiping},
         )
         os.close(fd)
-        self._children[child.pid] = child
+        leash.child_end.close()
+        child = _Child(post, deployment, process, leash, self._clock.monotonic())
+        self._children.append(child)
+        if post.worker is None:
+            leash.order(Restarts(counts=self._restarts))
+        for peer in peers:
+            self._connect(child, peer)
+        return child
 
-    def _wait(self) -> int:
-        while True:
-            number = signal.sigwaitinfo(_SIGNALS).si_signo
-            if number in {signal.SIGTERM, signal.SIGINT}:
-                log.info("gateway.stopping")
-                return self._stop()
-            dead = [child for child in self._children.values() if child.poll() is not None]
-            if dead:
-                log.error("process.died", pid=dead[0].pid, exit_code=dead[0].returncode)
-                self._stop()
-                return 1
+    @staticmethod
+    def _connect(child: _Child, peer: _Child) -> None:
+        """Give both an end of a new relay; one that does not take it is stuck, and killed."""
+        worker = child.post.worker if child.post.worker is not None else peer.post.worker
+        order = NewRelay(worker=worker or 0)
+        ends = socket.socketpair()
+        for each, end in zip((child, peer), ends, strict=True):
+            if not each.leash.order(order, end):
+                each.process.kill()
+            end.close()
+
+    # --- the dead ---
+
+    def _reap(self) -> None:
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._children.remove(child)
+            child.leash.close()
+            self._bury(child)
+
+    def _bury(self, child: _Child) -> None:
+        post, code = child.post, child.process.returncode
+        if child.is_retiring:
+            log.info("process.replaced", role=post.role, pid=child.process.pid, exit_code=code)
+            if post.child is child:
+                post.child, post.start_at = None, 0.0
+            return
+        kind = "control" if post.worker is None else "worker"
+        self._restarts[kind] += 1
+        if self._control.child is not None and self._control.child is not child:
+            self._control.child.leash.order(Restarts(counts=self._restarts))
+        if post.child is child:
+            post.child, post.successor = post.successor, None
+        else:
+            post.successor = None
+        log.error("process.died", role=post.role, pid=child.process.pid, exit_code=code)
+        post.start_at = self._clock.monotonic() + self._pause_after(child)
+
+    def _pause_after(self, child: _Child) -> float:
+        """Return how long to wait before the next start; give up a deployment, or the gateway."""
+        if not child.is_serving and child.deployment is not self._proven:
+            if self._deployment is child.deployment:
+                log.error("reload.abandoned", role=child.post.role)
+                self._deployment = self._proven
+            return 0.0
+        now = self._clock.monotonic()
+        pause = child.post.back_off.pause_after(
+            now, lived_seconds=now - child.began, has_served=child.is_serving
+        )
+        if pause is None or (
+            child.process.returncode == EXIT_CONFIGURATION and not child.is_serving
+        ):
+            log.error("gateway.given_up", role=child.post.role)
+            raise _GiveUp
+        return pause
+
+    # --- the end ---
 
     def _stop(self) -> int:
         """Ask every child to end, wait for the drain and a little more, kill what is left."""
-        for child in self._children.values():
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-        deadline = self._clock.monotonic() + self._config.timeouts.drain + KILL_AFTER_SECONDS
+        # From here on connections are refused: nobody will come to accept them.
+        self._listening.close()
+        for child in self._children:
+            child.process.send_signal(signal.SIGTERM)
+        deadline = self._clock.monotonic()
+        deadline += self._deployment.config.timeouts.drain + KILL_AFTER_SECONDS
         failed = False
-        for child in self._children.values():
+        for child in self._children:
             try:
-                child.wait(max(0.0, deadline - self._clock.monotonic()))
+                child.process.wait(max(0.0, deadline - self._clock.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("process.killed", pid=child.pid)
-                child.kill()
-                child.wait()
-            failed = failed or child.returncode != 0
-        os.close(self._lifeline_end)
+                log.error("process.killed", role=child.post.role, pid=child.process.pid)
+                child.process.kill()
+                child.process.wait()
+            failed = failed or child.process.returncode != 0
         return 1 if failed else 0
 
 
-def _bind(listener: Listener) -> socket.socket:
-    return _bind_shared(listener, 1)[0]
+def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
+    """Make what every child takes for granted: folders, keys, and the key auditors pin.
 
-
-def _bind_shared(listener: Listener, count: int) -> list[socket.socket]:
-    """Return `count` sockets on one address; the kernel spreads connections over them."""
-    sockets: list[socket.socket] = []
-    host, port = listener.host, listener.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(count):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if count > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host, port))
-        sock.listen(1024)
-        port = sock.getsockname()[1]
-        sockets.append(sock)
-    return sockets
-
-
-def _url(listener: Listener, sock: socket.socket) -> str:
-    scheme = "https" if listener.certificate else "http"
-    host = f"[{listener.host}]" if ":" in listener.host else listener.host
-    return f"{scheme}://{host}:{sock.getsockname()[1]}"
+    Return what protects this process, with the reason where it does not hold.
+    """
+    signer = load_signer(Path(config.state_dir), config.name)
+    directory = Path(config.audit.directory)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / "vkey").write_text(signer.vkey + "\n")
+    findings = harden([Path(config.state_dir), directory])
+    demand(findings, config.custody.required(is_dev=is_dev))
+    return to_reasons(findings)
 
 
 def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
-        ConfigurationError: The policies are wrong, or a development gateway is not on loopback.
+        ConfigurationError: The policies are wrong, a development gateway is not on loopback, or a
+            required protection of memory does not hold.
     """
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
         raise ConfigurationError(("--dev: listeners.sessions must be a loopback address",))
+    deployment = read_deployment(config, config_path)
     try:
-        return Supervisor(config, config_path, is_dev=dev).run()
+        protections = _prepare(config, is_dev=dev)
     except ProtectionMissing as missing:
         raise ConfigurationError((str(missing),)) from None
+    return Supervisor(deployment, protections, is_dev=dev).run()

@@ -1,14 +1,21 @@
 """A worker process: the composition root of the data plane.
 
-It is started by the supervisor with two inherited sockets, the listening one and its end of the
-relay, and reads everything else from the boot message. It has no other way in: no file of keys, no
-fetching of issuers' keys, no web framework.
+It is started by the supervisor with its listening socket and its leash, over which its ends of
+relays come, and reads everything else from the boot message. It has no other way in: no file of
+keys, no fetching of issuers' keys, no web framework.
+
+Laws of this file:
+- it listens only once control has told it everything there is to know;
+- it outlives control: it goes on with the sessions it holds and waits for the next relay, but not
+  for longer than `WITHOUT_CONTROL_SECONDS`, since meanwhile nobody could tell it what was closed;
+- it does not outlive the supervisor.
 """
 
 import asyncio
 import gc
 import json
 import socket
+from typing import Any
 
 import uvloop
 
@@ -17,86 +24,136 @@ from gateway.audit.event import ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.boot import (
     Boot,
-    boot_argument,
+    Protections,
     issuers_of,
     open_journal,
     policy_set_of,
-    protect,
     protections_event,
-    watch_over,
+    run_child,
+    take_signals,
 )
 from gateway.clock import SystemClock
-from gateway.config import Config, providers_from
+from gateway.config import Config, ConfigurationError, providers_from
 from gateway.execution import BodyLimits, Execution
-from gateway.hardening import ProtectionMissing
 from gateway.identity.session_tokens import SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
+from gateway.leash import Leash, NewRelay, Order, Retire
 from gateway.limits.memory_store import MemoryLimiter
 from gateway.providers.provider import Provider
 from gateway.providers.routes import RouteTable
 from gateway.proxy.pool import Pool
 from gateway.proxy.server import Proxy, ProxyLimits
 from gateway.relay import (
+    UNASKED,
     Ack,
     DropSession,
+    Held,
+    Hello,
     IssuerKeys,
+    KeepCounts,
     KeysNeeded,
     Link,
     Message,
     PutSession,
     Ready,
+    Serve,
     SessionKey,
     Snapshot,
     SnapshotRequest,
+    Told,
     Touched,
 )
-from gateway.telemetry.logs import configure_logs, get_log
+from gateway.telemetry.logs import get_log
 from gateway.telemetry.metrics import CallMetrics
 from gateway.tls import client_context, server_context
+from keys.boot_secrets import BootSecrets
 from keys.region import SecretRegion
 from keys.vault import SessionVault
 
 TOUCH_SECONDS = 1.0
 """How often control hears which sessions were used; idle expiry is no finer than this."""
 
+WITHOUT_CONTROL_SECONDS = 60.0
+"""How long sessions are served that nobody could close: far longer than control takes to start."""
+
+GRACE_SECONDS = 1.0
+"""How long callers of a worker that is replaced may begin a call on a connection they had."""
+
+log = get_log()
+
 
 class Worker:
     """One worker's parts, and its inbox."""
 
-    def __init__(self, boot: Boot, region: SecretRegion, protections: dict[str, str]) -> None:
+    def __init__(self, boot: Boot, protections: Protections, region: SecretRegion) -> None:
+        loop = asyncio.get_running_loop()
         self._boot = boot
         self._protections = protections
         self._index = int(boot.role.rpartition("-")[2])
         self._clock = SystemClock()
         self._metrics = CallMetrics()
-        self._sessions = SessionTable(SessionVault(region))
+        secrets = BootSecrets.open(boot.secrets)
+        self._sessions = SessionTable(SessionVault(region, secrets.boot_key))
         self._identities = TokenVerifier(issuers_of(boot))
         self._link: Link | None = None
+        self._without_control_since: float | None = None
+        self._kept: KeepCounts | None = None
         self._proxy: Proxy | None = None
+        self._is_listening = False
         self._journal: Journal | None = None
-        self._first_word: asyncio.Future[SessionKey] = asyncio.get_running_loop().create_future()
-        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._session_key: bytes | None = None
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._may_serve: asyncio.Future[None] = loop.create_future()
+        self._stopped: asyncio.Future[str] = loop.create_future()
+        self._orphaned: asyncio.Future[None] = loop.create_future()
+        self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit code."""
-        boot, config = self._boot, self._boot.config
+        boot = self._boot
         loop = asyncio.get_running_loop()
-        watch_over(boot, self._stop)
-        self._link = await Link.open(
-            socket.socket(fileno=boot.relays[0]), self._on_message, self._on_link_lost
-        )
+        take_signals(self._stop)
         journal = self._journal = open_journal(boot, self._clock, loop)
-        journal.append(ProcessStarted(role=boot.role, version=gateway.__version__))
+        journal.append(ProcessStarted(role=boot.role, run=boot.run, version=gateway.__version__))
         journal.append(protections_event(boot.role, self._protections))
-        session_key = await self._first_word
+        either: list[asyncio.Future[Any]] = [self._may_serve, self._stopped]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._stopped.done():
+            await self._listen()
+        ticking = loop.create_task(self._tick())
+        # Without its clock a worker would serve without control for ever: its death is the worker's.
+        ticking.add_done_callback(self._on_tick_ended)
+        reason = await self._stopped
+        self._is_listening = False
+        await self._drain(reason)
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
+        try:
+            journal.append(ProcessStopped(role=boot.role, reason=reason))
+        except AuditUnavailable:
+            reason = "audit_unavailable"
+        journal.close()
+        if self._link is not None:
+            self._link.send(Snapshot(n=UNASKED, data=self._snapshot()))
+            await self._link.finish()
+        return 0 if reason in {"shutdown", "replaced"} else 1
+
+    async def _listen(self) -> None:
+        boot, config = self._boot, self._boot.config
         providers = providers_from(config)
+        assert self._journal is not None  # noqa: S101 - opened before anything else
+        try:
+            tls = {p.name: client_context(p.ca_file) for p in providers if p.is_tls}
+            context = server_context(config.listeners.proxy)
+        except OSError as error:
+            raise ConfigurationError((f"certificates: {error}",)) from None
         self._proxy = Proxy(
-            execution=self._execution(session_key, providers),
-            journal=journal,
+            execution=self._execution(providers),
+            journal=self._journal,
             pool=Pool(
                 clock=self._clock,
-                tls={p.name: client_context(p.ca_file) for p in providers if p.is_tls},
+                tls=tls,
                 connect_seconds=config.timeouts.connect,
                 idle_seconds=config.timeouts.upstream_idle,
                 max_connections=config.limits.upstream_connections,
@@ -110,29 +167,40 @@ class Worker:
             ).encode(),
         )
         listener = socket.socket(fileno=boot.listeners["proxy"])
-        await self._proxy.listen(listener, server_context(config.listeners.proxy))
-        self._link.send(Ready(worker=self._index, protections=self._protections))
+        await self._proxy.listen(listener, context)
+        self._is_listening = True
+        if self._link is not None:
+            self._link.send(Ready(worker=self._index, protections=self._protections))
+        self._leash.tell_serving()
         # What exists now lives as long as the process: keep the collector from walking it.
         gc.collect()
         gc.freeze()
-        touching = loop.call_later(TOUCH_SECONDS, self._tell_touched)
-        reason = await self._stopped
-        touching.cancel()
-        await self._proxy.drain(config.timeouts.drain)
-        try:
-            journal.append(ProcessStopped(role=boot.role, reason=reason))
-        except AuditUnavailable:
-            reason = "audit_unavailable"
-        journal.close()
-        self._link.close()
-        return 0 if reason == "shutdown" else 1
 
-    def _execution(self, session_key: SessionKey, providers: tuple[Provider, ...]) -> Execution:
+    async def _drain(self, reason: str) -> None:
+        """Let live calls end, for as long as the supervisor lives and nothing is wrong with us."""
+        if self._proxy is None:
+            return
+        if reason in {"shutdown", "replaced"}:
+            grace = GRACE_SECONDS if reason == "replaced" else 0.0
+            draining = asyncio.get_running_loop().create_task(
+                self._proxy.drain(self._boot.config.timeouts.drain, grace_seconds=grace)
+            )
+            either: list[asyncio.Future[Any]] = [draining, self._orphaned]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not self._orphaned.done():
+                await draining
+                return
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+        await self._proxy.drain(0)
+
+    def _execution(self, providers: tuple[Provider, ...]) -> Execution:
         config = self._boot.config
+        assert self._session_key is not None  # noqa: S101 - control's first word came before `Serve`
         return Execution(
             routes=RouteTable(providers),
             identities=self._identities,
-            session_tokens=SessionTokenVerifier(session_key.public_key, config.name),
+            session_tokens=SessionTokenVerifier(self._session_key, config.name),
             sessions=self._sessions,
             policy_set=policy_set_of(self._boot),
             limiter=MemoryLimiter(self._clock),
@@ -143,28 +211,100 @@ class Worker:
             clock=self._clock,
         )
 
-    # --- the inbox ---
+    # --- the leash ---
+
+    def _on_order(self, order: Order, sockets: list[socket.socket]) -> None:
+        match order:
+            case NewRelay():
+                for end in sockets:
+                    task = asyncio.get_running_loop().create_task(self._meet_control(end))
+                    self._connecting.add(task)
+                    task.add_done_callback(self._connecting.discard)
+            case Retire():
+                self._stop("replaced")
+            case _:
+                self._stop("leash_confused")
+
+    def _on_supervisor_lost(self) -> None:
+        self._orphaned.set_result(None)
+        self._stop("supervisor_lost")
+
+    # --- control: introduced, lost, heard ---
+
+    async def _meet_control(self, end: socket.socket) -> None:
+        link = self._link = await Link.open(end, self._on_message, self._on_link_lost)
+        is_fresh = not self._may_serve.done()
+        link.send(Hello(worker=self._index, is_fresh=is_fresh, kept=self._kept))
+        if is_fresh:
+            # What a control that died had begun to tell may have been closed since.
+            for session in self._sessions.all():
+                self._sessions.drop(session.record.session_id)
+        else:
+            self._note_use()
+            for session in self._sessions.all():
+                link.send(
+                    Held(
+                        principal=session.principal,
+                        record=session.record,
+                        label=session.label,
+                        used_at=self._sessions.used_at(session.record.session_id),
+                    )
+                )
+        link.send(Told())
+        if self._is_listening:
+            link.send(Ready(worker=self._index, protections=self._protections))
+        if self._proxy is not None:
+            for issuer, kid in self._proxy.awaited_keys:
+                link.send(KeysNeeded(issuer=issuer, kid=kid))
+
+    def _on_link_lost(self, link: Link) -> None:
+        if link.is_broken:
+            self._stop("relay_confused")
+        if link is self._link:
+            self._link = None
+            if self._without_control_since is None:
+                self._without_control_since = self._clock.monotonic()
+            log.warning("control.lost")
 
     def _on_message(self, link: Link, message: Message) -> None:
         match message:
             case SessionKey():
-                self._first_word.set_result(message)
+                if self._session_key not in {None, message.public_key}:
+                    self._stop("relay_confused")
+                self._session_key = message.public_key
             case PutSession():
-                self._sessions.put(message.principal, message.record)
-                link.send(Ack(n=message.n))
+                self._sessions.put(
+                    message.principal,
+                    message.record,
+                    label=message.label,
+                    used_at=message.used_at,
+                )
+                self._confirm(link, message.n)
             case DropSession():
                 self._sessions.drop(message.session_id)
                 cut = self._proxy.cut_session(message.session_id) if self._proxy else 0
-                link.send(Ack(n=message.n, count=cut))
+                self._confirm(link, message.n, cut)
             case IssuerKeys():
                 if message.jwks is not None:
                     self._identities.install_keys(message.issuer, message.jwks)
                 if self._proxy is not None:
                     self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
+            case Serve():
+                self._without_control_since = None
+                self._sessions.resume()
+                if not self._may_serve.done():
+                    self._may_serve.set_result(None)
+            case KeepCounts():
+                self._kept = message
             case SnapshotRequest():
                 link.send(Snapshot(n=message.n, data=self._snapshot()))
             case _:
                 self._stop("relay_confused")
+
+    @staticmethod
+    def _confirm(link: Link, n: int, count: int = 0) -> None:
+        if n != UNASKED:
+            link.send(Ack(n=n, count=count))
 
     def _snapshot(self) -> dict[str, object]:
         proxy, journal = self._proxy, self._journal
@@ -184,16 +324,26 @@ class Worker:
         if self._link is not None:
             self._link.send(KeysNeeded(issuer=issuer, kid=kid))
 
-    def _tell_touched(self) -> None:
-        touched = set(self._sessions.take_touched())
-        if self._proxy is not None:
-            touched.update(self._proxy.live_sessions)  # a long stream is use, too
-        if touched and self._link is not None:
-            self._link.send(Touched(session_ids=tuple(touched)))
-        asyncio.get_running_loop().call_later(TOUCH_SECONDS, self._tell_touched)
+    # --- time ---
 
-    def _on_link_lost(self, _link: Link) -> None:
-        self._stop("control_lost")
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TOUCH_SECONDS)
+            used = self._note_use()
+            if used and self._link is not None:
+                self._link.send(Touched(session_ids=used))
+            since = self._without_control_since
+            if since is not None and self._clock.monotonic() - since > WITHOUT_CONTROL_SECONDS:
+                self._sessions.suspend()
+
+    def _note_use(self) -> tuple[str, ...]:
+        live = self._proxy.live_sessions if self._proxy is not None else ()
+        return self._sessions.note_use(live, self._clock.now())
+
+    def _on_tick_ended(self, ticking: asyncio.Task[None]) -> None:
+        if not ticking.cancelled():
+            log.error("tick.died", error=type(ticking.exception()).__name__)
+            self._stop("tick_died")
 
     def _stop(self, reason: str) -> None:
         if not self._stopped.done():
@@ -218,21 +368,16 @@ def proxy_limits_from(config: Config) -> ProxyLimits:
     )
 
 
-async def _run(boot: Boot, region: SecretRegion, protections: dict[str, str]) -> int:
-    return await Worker(boot, region, protections).run()
-
-
 def main() -> int:
-    """Run a worker; its boot message's descriptor is the only argument."""
-    boot = boot_argument()
-    configure_logs(boot.config.logs.format, boot.config.logs.level, boot.role)
+    """Run a worker."""
     region = SecretRegion.open()
-    try:
-        protections = protect(boot, [boot.config.audit.directory], region=region)
-    except ProtectionMissing as missing:
-        get_log().error("process.not_protected", reason=str(missing))
-        return 1
-    return uvloop.run(_run(boot, region, protections))
+
+    async def run(boot: Boot, protections: Protections) -> int:
+        return await Worker(boot, protections, region).run()
+
+    return run_child(
+        run, uvloop.run, writes_to=lambda config: [config.audit.directory], region=region
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The worker's side of custody: records wrapped once more, and the moment of use.
 
-What a worker holds of a session is wrapped under a boot key that exists only in the secret region,
+What a worker holds of a session is wrapped under the boot key (`keys.boot_secrets`), never copied here,
 so that a dump of the worker's ordinary memory opens nothing even with a token in it. `compose_head`
 is the one way out: it lays an upstream head with the credential out in a slot. No I/O.
 """
@@ -32,11 +32,9 @@ class _Wrapped:
 class SessionVault:
     """The sealed credentials of every open session, by session and provider."""
 
-    def __init__(self, region: SecretRegion) -> None:
+    def __init__(self, region: SecretRegion, boot_key: Buffer) -> None:
         self._region = region
-        self._boot = region.lease()
-        self._boot.use(KEY_BYTES)
-        self._boot.view[:] = secrets.token_bytes(KEY_BYTES)
+        self._boot_key = boot_key
         self._sessions: dict[str, dict[str, _Wrapped]] = {}
 
     def __len__(self) -> int:
@@ -49,7 +47,7 @@ class SessionVault:
         wrapped = {}
         for each in record.credentials:
             nonce = secrets.token_bytes(_NONCE_BYTES)
-            cipher = AESGCM(self._boot.view)
+            cipher = AESGCM(self._boot_key)
             wrapped[each.provider] = _Wrapped(
                 each.origin,
                 record.binding(each.provider, each.origin).to_associated_data(),
@@ -117,7 +115,7 @@ class SessionVault:
         if room < size:
             raise UnsealFailed
         try:
-            AESGCM(self._boot.view).decrypt_into(wrapped.nonce, wrapped.ciphertext, None, sealed)
+            AESGCM(self._boot_key).decrypt_into(wrapped.nonce, wrapped.ciphertext, None, sealed)
             derive_key_into(session_secret, session_id, key)
             length = unseal_into(key, sealed, wrapped.associated_data, memory[start : start + room])
         except InvalidTag:  # pragma: no cover - only a defect or flipped memory leads here

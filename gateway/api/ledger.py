@@ -7,7 +7,8 @@ Laws of this file:
 - a token is handed out only after the opening is durable in the audit log and every worker holds
   the session; a session that not every worker holds is destroyed;
 - nobody is told that a session closed before it is gone from every worker;
-- time is judged here alone: workers report use, the sweep closes what is old or idle.
+- time is judged here alone: workers report use, the sweep closes what is old or idle;
+- a control process that takes over adopts what all workers hold, and nothing else.
 """
 
 import secrets
@@ -37,7 +38,9 @@ from policies.request import Principal
 class Fleet(Protocol):
     """The workers, as the ledger needs them."""
 
-    async def put(self, principal: Principal, record: SessionRecord) -> None:
+    async def put(
+        self, principal: Principal, record: SessionRecord, *, label: str, used_at: float
+    ) -> None:
         """Return when every worker serves the session."""
 
     async def drop(self, session_id: str, reason: str) -> int:
@@ -135,7 +138,9 @@ class SessionLedger:
     async def _serve(self, entry: Entry) -> None:
         """Have every worker serve the session; one that not all of them serve is destroyed."""
         try:
-            await self._fleet.put(entry.principal, entry.record)
+            await self._fleet.put(
+                entry.principal, entry.record, label=entry.label, used_at=entry.used_at
+            )
         except Refused:
             await self.close(entry.record.session_id, "not_served")
             raise
@@ -270,6 +275,14 @@ class SessionLedger:
         finally:
             await self._record(_closed(entry.record, reason, cut))
         return cut
+
+    def adopt(self, entry: Entry) -> None:
+        """Go on with a session that a control process before this one opened."""
+        self._entries[entry.record.session_id] = entry
+
+    def entries(self) -> list[Entry]:
+        """Return every open session."""
+        return list(self._entries.values())
 
     def touch(self, session_ids: Sequence[str]) -> None:
         """Note that these sessions carried a call."""

@@ -225,6 +225,7 @@ class SessionsApi:
                 "fingerprint": each.fingerprint,
             }
             for each in entry.record.credentials
+            if each.provider in self._providers  # a reload may have taken it out
         }
         response = web.json_response(
             {**public, "token": token, "providers": providers},

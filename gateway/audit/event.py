@@ -126,7 +126,9 @@ class SessionRenewed(Event, frozen=True, kw_only=True, tag="session.renewed"):
 
 
 class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
-    """A session's credentials were destroyed: closed, expired, idle or shutdown."""
+    """A session's credentials were destroyed: closed, expired, idle, shutdown, not_served (a worker
+    did not take it) or half_open (a control process died while it was opened or closed).
+    """  # noqa: D205 - one sentence about a closed set
 
     session: str
     tenant: str
@@ -134,6 +136,12 @@ class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
     subject: str
     reason: str
     cut_calls: int
+
+
+class SessionsAdopted(Event, frozen=True, kw_only=True, tag="sessions.adopted"):
+    """A control process went on with the sessions of the one before it."""
+
+    sessions: int
 
 
 class SessionRefused(Event, frozen=True, kw_only=True, tag="session.refused"):
@@ -161,14 +169,15 @@ class PolicyLoaded(Event, frozen=True, kw_only=True, tag="policy.loaded"):
 
 
 class ProcessStarted(Event, frozen=True, kw_only=True, tag="process.started"):
-    """A process began."""
+    """A process began: the `run`-th of its role since the gateway started."""
 
     role: str
+    run: int
     version: str
 
 
 class ProcessStopped(Event, frozen=True, kw_only=True, tag="process.stopped"):
-    """A process ended in good order."""
+    """A process ended in good order; `reason` is shutdown, replaced, or what went wrong."""
 
     role: str
     reason: str

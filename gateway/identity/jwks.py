@@ -67,6 +67,10 @@ class JwksCache:
         )
         await asyncio.gather(*[self.need(issuer) for issuer in self._states])
 
+    def known(self) -> list[tuple[str, bytes]]:
+        """Return every issuer whose keys are at hand, with them."""
+        return [(name, state.jwks) for name, state in self._states.items() if state.jwks]
+
     async def need(self, issuer: str) -> None:
         """Fetch the issuer's keys unless that was just tried; tell `on_keys` what there is."""
         state = self._states.get(issuer)

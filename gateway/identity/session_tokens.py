@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from gateway.errors import Refused
 from gateway.identity.slots import SESSION_TOKEN_PREFIX
-from keys.envelope import SECRET_BYTES
+from keys.envelope import SECRET_BYTES, Buffer
 
 AUDIENCE: Final = "veklom"
 _HEADERS = {"alg": "EdDSA", "typ": "veklom-session+jwt"}
@@ -64,9 +64,10 @@ def session_secret(token: bytes) -> bytes:
 class SessionTokenIssuer:
     """Signs session tokens; lives in the control process only."""
 
-    def __init__(self, deployment: str) -> None:
+    def __init__(self, deployment: str, seed: Buffer) -> None:
+        """Take the 32-byte seed of the signing key: tokens outlive the process that signed them."""
         self._deployment = deployment
-        self._key = Ed25519PrivateKey.generate()
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
 
     def __repr__(self) -> str:
         """Return the name only."""

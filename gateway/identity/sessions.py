@@ -4,6 +4,8 @@ Records come from the control process and go when it says so; expiry by time is 
 well, so that a late message opens nothing. No I/O.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from gateway.errors import Refused
@@ -16,10 +18,14 @@ from policies.request import Principal
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """An open session: its principal and its record. The keys in the record are sealed."""
+    """An open session: its principal and its record. The keys in the record are sealed.
+
+    `label` is only kept for the control process.
+    """
 
     principal: Principal
     record: SessionRecord
+    label: str = ""
 
 
 class SessionTable:
@@ -29,35 +35,72 @@ class SessionTable:
         self._vault = vault
         self._sessions: dict[str, Session] = {}
         self._touched: set[str] = set()
+        self._used_at: dict[str, float] = {}
+        self._is_suspended = False
 
     def __len__(self) -> int:
         """Return how many sessions are open."""
         return len(self._sessions)
 
-    def put(self, principal: Principal, record: SessionRecord) -> None:
-        """Serve a session, or its newer generation."""
+    def put(
+        self, principal: Principal, record: SessionRecord, *, label: str = "", used_at: float = 0.0
+    ) -> None:
+        """Serve a session, or another generation of it."""
         self._vault.put(record)
-        self._sessions[record.session_id] = Session(principal=principal, record=record)
+        session = Session(principal=principal, record=record, label=label)
+        self._sessions[record.session_id] = session
+        self._used_at[record.session_id] = max(self.used_at(record.session_id), used_at)
 
     def drop(self, session_id: str) -> None:
         """Destroy a session's sealed keys; without them its token opens nothing."""
         self._sessions.pop(session_id, None)
+        self._used_at.pop(session_id, None)
         self._touched.discard(session_id)
         self._vault.drop(session_id)
 
+    def all(self) -> list[Session]:
+        """Return every open session."""
+        return list(self._sessions.values())
+
+    def suspend(self) -> None:
+        """Serve no session until `resume`: what was closed meanwhile could not be heard."""
+        self._is_suspended = True
+
+    def resume(self) -> None:
+        """Serve again."""
+        self._is_suspended = False
+
     def find(self, session_id: str) -> Session | None:
-        """Return the open session of this id."""
+        """Return the open session of this id.
+
+        Raises:
+            Refused: Sessions are suspended.
+        """
+        if self._is_suspended:
+            raise Refused(
+                "control_unavailable",
+                "Whether the session is still open cannot be known now.",
+                retry_after_seconds=1,
+            )
         return self._sessions.get(session_id)
 
     def touch(self, session_id: str) -> None:
         """Note that the session carries a call; idle expiry is the control process's to judge."""
         self._touched.add(session_id)
 
-    def take_touched(self) -> tuple[str, ...]:
-        """Return the sessions touched since the last time."""
-        touched = tuple(self._touched)
+    def note_use(self, live: Iterable[str], now: float) -> tuple[str, ...]:
+        """Return the sessions touched since the last time, or `live`: a long stream is use, too.
+
+        `now` (seconds since the epoch) is kept as their last use.
+        """
+        used = tuple(self._sessions.keys() & (self._touched | set(live)))
         self._touched.clear()
-        return touched
+        self._used_at.update(dict.fromkeys(used, now))
+        return used
+
+    def used_at(self, session_id: str) -> float:
+        """Return when the session last carried a call, in seconds since the epoch."""
+        return self._used_at.get(session_id, 0.0)
 
     def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
         self,

@@ -174,11 +174,22 @@ class Proxy:
                     on_keys(_keys_unavailable())
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting, let live calls end for at most `seconds`, then cut the rest."""
+    @property
+    def awaited_keys(self) -> list[tuple[str, str]]:
+        """The issuers and key ids that calls wait for."""
+        return list(self._key_waiters)
+
+    async def drain(self, seconds: float, *, grace_seconds: float = 0.0) -> None:
+        """Stop accepting, let live calls end for at most `seconds`, then cut the rest.
+
+        For `grace_seconds` callers who are connected may still begin a call: their connection ends
+        with its answer, not under a request that is already on its way.
+        """
         self.is_draining = True
         if self._server is not None:
             self._server.close()
+        if grace_seconds:  # also where nobody is connected yet: a TLS handshake may be under way
+            await asyncio.sleep(grace_seconds)
         idle = asyncio.get_running_loop().create_future()
 
         def on_idle() -> None:

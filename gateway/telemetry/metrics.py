@@ -1,9 +1,9 @@
 """Metrics: plain counters in the workers, one Prometheus page in the control process.
 
 Workers count into integers (an increment costs less than a label look-up) and hand out snapshots;
-control adds them up and renders. Label sets are closed: providers and operations come from the
-configuration, codes and outcomes from our own tables. Names follow OpenTelemetry's GenAI
-conventions where they have one.
+control adds them up, those of workers that are gone included, and renders. Label sets are closed:
+providers and operations come from the configuration, codes and outcomes from our own tables. Names
+follow OpenTelemetry's GenAI conventions where they have one.
 """
 
 from bisect import bisect_left
@@ -105,10 +105,12 @@ class _Page(Collector):
         snapshots: Sequence[dict[str, Any]],
         gauges: dict[str, float],
         protections: Mapping[str, Mapping[str, str]],
+        restarts: Mapping[str, int],
     ) -> None:
         self._snapshots = snapshots
         self._gauges = gauges
         self._protections = protections
+        self._restarts = restarts
 
     def collect(self) -> Iterable[Metric]:
         yield from self._calls()
@@ -123,6 +125,14 @@ class _Page(Collector):
             "Refusals that stood although their record could not be written.",
             value=sum(each["unrecorded_denials"] for each in self._snapshots),
         )
+        restarts = CounterMetricFamily(
+            "veklom_process_restarts",
+            "Processes that died and were started again, by role.",
+            labels=["role"],
+        )
+        for role, number in self._restarts.items():
+            restarts.add_metric([role], number)
+        yield restarts
         workers = _summed(each["gauges"] for each in self._snapshots)
         for name, value in sorted({**workers, **self._gauges}.items()):
             yield GaugeMetricFamily(f"veklom_{name}", _HELP.get(name, name), value=value)
@@ -156,21 +166,14 @@ class _Page(Collector):
             )
             for kind in ("input", "output")
         }
-        totals: dict[_Key, list[Any]] = {}
         spent: dict[tuple[str, str], list[int]] = {}
-        for snapshot in self._snapshots:
-            for key, *values in snapshot["calls"]:
-                held = totals.setdefault(tuple(key), [[0] * 15, [0] * 15, 0.0, 0.0])
-                held[0] = [a + b for a, b in zip(held[0], values[0], strict=True)]
-                held[1] = [a + b for a, b in zip(held[1], values[1], strict=True)]
-                held[2] += values[2][0]
-                held[3] += values[2][1]
-                used = spent.setdefault((key[0], key[1]), [0, 0])
-                used[0] += values[3]
-                used[1] += values[4]
-        for labels, (duration, first_byte, seconds, first_seconds) in totals.items():
+        for labels, *values in merge(self._snapshots)["calls"]:
+            duration, first_byte, (seconds, first_seconds), read, written = values
             durations.add_metric(labels, _cumulative(duration), seconds)
             first.add_metric(labels, _cumulative(first_byte), first_seconds)
+            used = spent.setdefault((labels[0], labels[1]), [0, 0])
+            used[0] += read
+            used[1] += written
         for where, (read, written) in spent.items():
             tokens["input"].add_metric(where, read)
             tokens["output"].add_metric(where, written)
@@ -209,15 +212,43 @@ def _summed(counts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
+def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one snapshot with the sums of the counters; gauges say what is, so they are left out."""
+    calls: dict[_Key, list[Any]] = {}
+    for snapshot in snapshots:
+        for key, durations, first_bytes, seconds, read, written in snapshot["calls"]:
+            held = calls.setdefault(tuple(key), [*_NO_CALLS])
+            held[0] = _added(held[0], durations)
+            held[1] = _added(held[1], first_bytes)
+            held[2] = _added(held[2], seconds)
+            held[3] += read
+            held[4] += written
+    return {
+        "calls": [[list(key), *values] for key, values in calls.items()],
+        "denied": _summed(each["denied"] for each in snapshots),
+        "unrecorded_denials": sum(each["unrecorded_denials"] for each in snapshots),
+        "gauges": {},
+    }
+
+
+_NO_CALLS: Final = ([0] * (len(BUCKETS) + 1), [0] * (len(BUCKETS) + 1), [0.0, 0.0], 0, 0)
+
+
+def _added(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
 def render(
     snapshots: Sequence[dict[str, Any]],
     gauges: dict[str, float],
     protections: Mapping[str, Mapping[str, str]],
+    restarts: Mapping[str, int],
 ) -> bytes:
-    """Return the Prometheus page for the workers' snapshots and the control process's gauges.
+    """Return the Prometheus page for the workers' snapshots and the control process's figures.
 
-    `protections` names, for each process, what should guard keys, and why not where it does not.
+    `protections` names, for each process, what should guard keys, and why not where it does not;
+    `restarts` counts them by kind of process.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(snapshots, gauges, protections))
+    registry.register(_Page(snapshots, gauges, protections, restarts))
     return generate_latest(registry)

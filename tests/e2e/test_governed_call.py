@@ -321,7 +321,7 @@ async def test_an_unwritable_log_refuses_every_call(
     session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
     token = session["token"]
     assert parse(await exchange(gateway.proxy, request(token))).status == 200
-    (segment,) = (gateway.folder / "audit").glob("*-worker-0/seg/*.jsonl")
+    (segment,) = (gateway.folder / "audit").glob("*-worker-0.1/seg/*.jsonl")
     Path(segment).unlink()
     for _ in range(3):
         answer = parse(await exchange(gateway.proxy, request(token)))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import ssl
 import subprocess
@@ -195,36 +194,6 @@ async def test_a_power_cut_leaves_an_honest_log(provider: Provider, start_gatewa
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
     assert done.returncode in {0, 2}, done.stdout
     assert "1 without an end" in done.stdout
-
-
-@pytest.mark.parametrize("role", ["gateway.control", "gateway.worker"])
-async def test_no_half_of_a_gateway_serves(
-    provider: Provider, start_gateway: Start, role: str
-) -> None:
-    """When one process dies the others end too, and the exit code says that it was not in order."""
-    upstream = {"base_url": f"http://127.0.0.1:{provider.port}/v1", "plain_http": True}
-    gateway = await asyncio.to_thread(start_gateway, {"openai": upstream}, verifies_log=False)
-    for pid in gateway.children():
-        if role.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    assert await asyncio.to_thread(gateway.process.wait, 60) == 1
-    with pytest.raises(ConnectionError):
-        await asyncio.open_connection("127.0.0.1", gateway.proxy)
-
-
-async def test_a_killed_supervisor_takes_all_with_it(
-    provider: Provider, start_gateway: Start
-) -> None:
-    """Nobody goes on holding sessions when the parent is gone."""
-    upstream = {"base_url": f"http://127.0.0.1:{provider.port}/v1", "plain_http": True}
-    gateway = await asyncio.to_thread(start_gateway, {"openai": upstream}, verifies_log=False)
-    children = gateway.children()
-    gateway.process.kill()
-    await asyncio.to_thread(gateway.process.wait, 10)
-    async with asyncio.timeout(20):
-        while any(Path(f"/proc/{pid}").exists() for pid in children):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # polling processes that are ending
-    gateway.verify_log()
 
 
 # --- TLS ---

@@ -1,6 +1,7 @@
 """The story of one call, told without any I/O: its order, its ends, and what it never forgets."""
 
 import json
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,8 @@ from keys.vault import SessionVault
 from policies.request import Principal
 from policies.rules import load_policy_set
 
+BOOT_KEY = b"b" * 32
+
 KEY = b"sk-planted-key"
 NOW = 1_800_000_000
 POLICY = """\
@@ -76,8 +79,8 @@ class House:
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
         self.region = SecretRegion.open(slots=2)
-        self.sessions = SessionTable(SessionVault(self.region))
-        self.tokens = SessionTokenIssuer("test")
+        self.sessions = SessionTable(SessionVault(self.region, BOOT_KEY))
+        self.tokens = SessionTokenIssuer("test", secrets.token_bytes(32))
         self.issuer = DevelopmentIssuer()
         self.identities = TokenVerifier((DEVELOPMENT,))
         self.execution = Execution(

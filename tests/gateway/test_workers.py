@@ -8,7 +8,8 @@ import pytest
 
 from gateway import workers as workers_module
 from gateway.errors import Refused
-from gateway.relay import Ack, DropSession, Link, Message
+from gateway.relay import Ack, DropSession, KeepCounts, Link, Message
+from gateway.telemetry.metrics import CallMetrics
 from gateway.workers import Workers
 
 
@@ -21,6 +22,8 @@ class Pair:
         self.answers = True
         self.held: list[DropSession] = []
         self.heard = asyncio.Event()
+        self.keeps = asyncio.Event()
+        self.kept: KeepCounts | None = None
 
     async def open(self) -> None:
         """Connect both ends."""
@@ -34,6 +37,10 @@ class Pair:
         self._workers.on_answer(link, message.n, message)
 
     def _on_far(self, link: Link, message: Message) -> None:
+        if isinstance(message, KeepCounts):
+            self.kept = message
+            self.keeps.set()
+            return
         assert isinstance(message, DropSession)
         if self.answers:
             link.send(Ack(n=message.n, count=self._cuts))
@@ -79,21 +86,47 @@ async def test_a_silent_worker_is_refused_and_forgotten(
     workers.on_answer(pairs[1].near, late.n, Ack(n=late.n))
 
 
-async def test_whoever_waits_for_a_lost_worker_hears_it(
-    workers: Workers, pairs: list[Pair]
-) -> None:
-    """A worker that dies with a question open refuses it at once, not after the timeout."""
+async def test_a_lost_worker_is_not_waited_for(workers: Workers, pairs: list[Pair]) -> None:
+    """A worker that dies with a question open counts as done at once: it holds nothing any more."""
     pairs[0].answers = False
-    asked = asyncio.gather(workers.drop("sid", "closed"), return_exceptions=True)
+    asked = asyncio.gather(workers.drop("sid", "closed"))
     await pairs[0].heard.wait()
     pairs[0].far.close()
-    [outcome] = await asyncio.wait_for(asked, 2)
-    assert isinstance(outcome, Refused)
+    assert await asyncio.wait_for(asked, 2) == [3]
 
 
 async def test_knows_when_all_are_gone(workers: Workers, pairs: list[Pair]) -> None:
-    """The drain ends with the last worker."""
+    """The drain ends with the last worker; without a worker there is nothing to wait for."""
+    gone = asyncio.gather(workers.wait_until_gone())
     for pair in pairs:
-        assert not workers.all_gone.done()
+        assert not gone.done()
         pair.far.close()
-    await asyncio.wait_for(workers.all_gone, 2)
+    await asyncio.wait_for(gone, 2)
+    await asyncio.wait_for(workers.wait_until_gone(), 2)
+
+
+async def test_an_outgoing_worker_and_its_successor_are_one(
+    workers: Workers, pairs: list[Pair]
+) -> None:
+    """Two processes of one role count once, and the role is filled until both are gone."""
+    for pair in pairs:
+        workers.on_ready(pair.near, 0)
+    assert workers.ready == 1
+    workers.lose(pairs[0].near)
+    assert workers.ready == 1
+    workers.lose(pairs[1].near)
+    assert workers.ready == 0
+
+
+async def test_keeps_the_counts_of_the_dead(workers: Workers, pairs: list[Pair]) -> None:
+    """What a worker had counted stays in the totals, and the others are given it to keep."""
+    metrics = CallMetrics()
+    metrics.observe_denied("policy_denied")
+    workers.on_snapshot(pairs[0].near, metrics.snapshot({"connections": 7.0}))
+    workers.lose(pairs[0].near)
+    assert workers.kept.data["denied"] == {"policy_denied": 1}
+    assert workers.kept.data["gauges"] == {}
+    await asyncio.wait_for(pairs[1].keeps.wait(), 2)
+    assert pairs[1].kept == workers.kept
+    workers.keep(KeepCounts(n=0, data={}))
+    assert workers.kept.n == 1

@@ -8,6 +8,8 @@ from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, fingerprint, renew_session, seal_session
 from keys.vault import SessionVault
 
+BOOT_KEY = b"b" * 32
+
 PLAIN = b"sk-planted-credential"
 BLANK = SessionRecord(
     session_id="ab" * 16,
@@ -30,7 +32,7 @@ def opened() -> tuple[SessionRecord, bytearray]:
 
 def use(record: SessionRecord, secret: bytes | bytearray) -> bytes:
     """Return the credential, by the way that a worker takes."""
-    vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096))
+    vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), BOOT_KEY)
     vault.put(record)
     slot = vault.compose_head(
         record.session_id, secret, "openai", "https://api.openai.com", b"", b""

@@ -43,6 +43,13 @@ def wait_for_port(port: int) -> None:
     raise AssertionError(f"nobody listens on port {port}")
 
 
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""  # it ended meanwhile
+
+
 @dataclass
 class Gateway:
     """One gateway on loopback with its own folder; ends with the `with` block."""
@@ -87,10 +94,11 @@ class Gateway:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
             )
-        self._wait_until_ready()
+        self.wait_until_ready()
         return self
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Return when the gateway says that it is ready; fail if it ends or does not."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -167,6 +175,22 @@ class Gateway:
         """Return the process ids of control and workers."""
         tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in tasks.split()]
+
+    def pids(self, role: str) -> list[int]:
+        """Return the process ids of `control` or of the workers, oldest first."""
+        module = f"gateway.{role}".encode()
+        return [pid for pid in self.children() if module in _command_line(pid)]
+
+    def reload(self) -> None:
+        """Tell the gateway to read its configuration and policies again."""
+        self.process.send_signal(signal.SIGHUP)
+
+    def wait_for_log(self, event: str, count: int = 1) -> None:
+        """Return when the operational log holds an event so many times."""
+        deadline = time.monotonic() + 30
+        while self.log.read_text().count(f'"{event}"') < count:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)  # polling a file that another process writes
 
     def kill(self) -> None:
         """End everything at once, as a power cut would."""

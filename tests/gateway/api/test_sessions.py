@@ -36,6 +36,8 @@ from keys.signing import Signer, Verifier
 from keys.vault import SessionVault
 from policies.request import Principal
 
+BOOT_KEY = b"b" * 32
+
 KEY = "sk-planted-credential"
 SIGNER = Signer("test", bytes(32))
 OPEN = {"keys": {"openai": KEY}, "label": "laptop"}
@@ -58,7 +60,7 @@ class Worker:
     """A fleet of one: a vault, as a worker has it."""
 
     def __init__(self) -> None:
-        self.vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096))
+        self.vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), BOOT_KEY)
         self.records: dict[str, SessionRecord] = {}
         self.answers = True
 
@@ -66,7 +68,14 @@ class Worker:
         if not self.answers:
             raise Refused("overloaded", "A worker does not answer.", retry_after_seconds=1)
 
-    async def put(self, _principal: Principal, record: SessionRecord) -> None:
+    async def put(
+        self,
+        _principal: Principal,
+        record: SessionRecord,
+        *,
+        label: str,  # noqa: ARG002
+        used_at: float,  # noqa: ARG002
+    ) -> None:
         """Serve, or fail to."""
         self._check()
         self.records[record.session_id] = record
@@ -89,7 +98,7 @@ class House:
         self.events: list[Event] = []
         self.audit_works = True
         self.is_draining = False
-        tokens = SessionTokenIssuer("test")
+        tokens = SessionTokenIssuer("test", bytes(range(32)))
         self.ledger = SessionLedger(
             fleet=self.worker,
             tokens=tokens,

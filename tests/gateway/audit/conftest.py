@@ -16,7 +16,7 @@ SIGNER = Signer("test", bytes(range(32)))
 
 def started(role: str = "test") -> Event:
     """Return some event."""
-    return ProcessStarted(role=role, version="1")
+    return ProcessStarted(role=role, run=1, version="1")
 
 
 def ended(call: str) -> CallEnd:

@@ -23,7 +23,7 @@ NOW, EXPIRY = 1000, 2000
 @pytest.fixture
 def issuer() -> SessionTokenIssuer:
     """Return this gateway's issuer."""
-    return SessionTokenIssuer("test")
+    return SessionTokenIssuer("test", bytes(range(32)))
 
 
 def mint(issuer: SessionTokenIssuer) -> bytes:

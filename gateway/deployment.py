@@ -1,0 +1,58 @@
+"""A deployment: one reading of the configuration and the policies, and what a reload may change.
+
+A reload makes another deployment, whole and checked, or none. What the supervisor itself holds for
+its lifetime (sockets, the name that keys and logs are bound to, the folders, the number of workers)
+stays as it was: a change of it is named in the log and waits for a restart.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.boot import PolicySource
+from gateway.config import Config, load_config, read_policy_sources
+from gateway.setup import check_deployment, load_policies
+
+NEEDS_RESTART: Final = ("name", "state_dir", "workers", "listeners", "audit")
+"""The fields of the configuration that a reload leaves alone."""
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What processes are started from; every process of one deployment compiles the same bytes."""
+
+    config: Config
+    config_path: Path
+    config_digest: str
+    policies: tuple[PolicySource, ...]
+
+
+def read_deployment(config: Config, path: Path) -> Deployment:
+    """Return the deployment of a configuration that was read from `path`.
+
+    Raises:
+        ConfigurationError: A policy is wrong, or a file cannot be read.
+    """
+    load_policies(config)
+    sources = read_policy_sources(config.policies.path)
+    return Deployment(
+        config=config,
+        config_path=path,
+        config_digest="sha256:" + hashlib.sha256(path.read_bytes()).hexdigest(),
+        policies=tuple(PolicySource(where, text) for where, text in sources),
+    )
+
+
+def reload_deployment(running: Deployment) -> tuple[Deployment, tuple[str, ...]]:
+    """Return what lies there now, and the names of changed fields that need a restart.
+
+    Raises:
+        ConfigurationError: It cannot be served; all faults are in it.
+    """
+    check_deployment(running.config_path)
+    fresh = load_config(running.config_path)
+    held = {name: getattr(running.config, name) for name in NEEDS_RESTART}
+    changed = tuple(name for name in NEEDS_RESTART if getattr(fresh, name) != held[name])
+    config = msgspec.structs.replace(fresh, **held)
+    return read_deployment(config, running.config_path), changed
