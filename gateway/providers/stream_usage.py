@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.errors import Refused
+from gateway.providers.bodies import Governed, JsonObject
 from policies.request import Operation
 
 if TYPE_CHECKING:
@@ -23,12 +25,7 @@ _LONGEST_BLANK = 3
 _BLANK = re.compile(rb"\n\r?\n|\r\r")
 _EVENT = re.compile(rb"(?:[^\r\n]+(?:\r\n|\r|\n)?)++(?:(?<=\n)\r?\n|(?<=\r)\r)?")
 
-_ASK = b'"stream_options":{"include_usage":true}'
-
-
-class _Asked(msgspec.Struct):
-    stream: bool | None = None
-    stream_options: msgspec.Raw = msgspec.Raw()
+_ASK = b'"include_usage":true'
 
 
 class _Chunk(msgspec.Struct):
@@ -36,26 +33,33 @@ class _Chunk(msgspec.Struct):
     usage: dict[str, Any] | None = None
 
 
-_asked = msgspec.json.Decoder(_Asked)
+_UNGOVERNED = Governed()
 _chunk = msgspec.json.Decoder(_Chunk)
 
 
 def request_usage(route: "Route", body: bytes) -> bytes | None:
-    """Return the body with the question added, None where there is nothing to ask.
+    """Return the body of a chat stream with the question added, None where it is not to be asked.
 
-    The field is put behind the opening brace; every other byte stays. A caller that set
-    `stream_options` itself keeps its own.
+    One field is put in; every other byte stays. A caller that set `include_usage` itself, to
+    whatever, keeps what it set: with false the usage of its call stays unknown.
     """
     if route.operation is not Operation.CHAT:
         return None
+    fields = JsonObject(body, _UNGOVERNED)
+    if "stream_options" not in fields:
+        start = body.index(b"{") + 1
+        return body[:start] + b'"stream_options":{%b},' % _ASK + body[start:]
+    start, end = fields.span("stream_options")
+    if body[start:end] == b"null":
+        return body[:start] + b"{%b}" % _ASK + body[end:]
     try:
-        asked = _asked.decode(body)
-    except msgspec.DecodeError:
+        options = JsonObject(body[start:end], _UNGOVERNED)
+    except Refused:
+        return None  # the provider will say that this is no object
+    if "include_usage" in options:
         return None
-    if not asked.stream or bytes(asked.stream_options):
-        return None
-    brace = body.index(b"{")
-    return body[: brace + 1] + _ASK + b"," + body[brace + 1 :]
+    comma = b"," if body[start + 1 : end - 1].strip() else b""
+    return body[: start + 1] + _ASK + comma + body[start + 1 :]
 
 
 class UsageEventFilter:

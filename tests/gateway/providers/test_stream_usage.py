@@ -41,7 +41,7 @@ def filtered(stream: bytes, sizes: list[int]) -> bytes:
 def naively(stream: bytes) -> bytes:
     """Return the same, from the whole stream, line by line."""
     passed, event = b"", b""
-    for line in re.findall(rb"[^\r\n]+(?:\r\n|\r|\n)?|\r\n|\r|\n", stream) + [b""]:
+    for line in [*re.findall(rb"[^\r\n]+(?:\r\n|\r|\n)?|\r\n|\r|\n", stream), b""]:
         event += line
         if line.strip(b"\r\n"):
             continue
