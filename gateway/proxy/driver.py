@@ -53,6 +53,7 @@ class Driver:
         self._command: Command | None = None
         self._queued: list[bytes] = []
         self._queued_bytes = 0
+        self._peeked_pieces = 0
         self._body_complete = False
         self._is_gone = False
         # the exchange
@@ -181,30 +182,44 @@ class Driver:
         elif isinstance(command, ReadBody):
             if self._queued_bytes > command.limit:
                 self._throw(Refused("body_too_large", "The body is larger than may be held."))
-            elif self._proxy.buffered_bytes > self._proxy.limits.buffered_total_bytes:
+            elif self._holds_too_much():
                 self._throw(Refused("overloaded", "Too much is held.", retry_after_seconds=1))
             elif self._body_complete:
                 body = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
                 self._resume(body)
             else:
-                self._downstream.send_continue()
+                self._read_on()
         elif isinstance(command, PeekBody):
             self._peek_body(command)
         elif self._queued_bytes > self._proxy.limits.ahead_bytes:
             self._downstream.pause_reading()
 
     def _peek_body(self, command: PeekBody) -> None:
-        begun = b"".join(self._queued)
+        is_enough = self._body_complete
         try:
-            is_enough = command.is_enough(begun) or self._body_complete
+            for piece in self._queued[self._peeked_pieces :]:
+                is_enough = command.is_enough(piece) or is_enough
         except Refused as refusal:
             self._throw(refusal)
             return
-        if is_enough:
+        self._peeked_pieces = len(self._queued)
+        if self._queued_bytes > command.limit and not is_enough:
+            self._throw(command.too_much)
+        elif self._holds_too_much():
+            self._throw(Refused("overloaded", "Too much is held.", retry_after_seconds=1))
+        elif is_enough:
             self._command = None
-            self._resume(begun)
+            self._resume(None)
         else:
-            self._downstream.send_continue()
+            self._read_on()
+
+    def _holds_too_much(self) -> bool:
+        return self._proxy.buffered_bytes > self._proxy.limits.buffered_total_bytes
+
+    def _read_on(self) -> None:
+        """Take more of the body; reading may have paused while there was no taker."""
+        self._downstream.send_continue()
+        self._downstream.resume_reading()
 
     # --- the exchange: out ---
 
