@@ -36,9 +36,9 @@ from gateway.problems import Problem, problem_from
 from gateway.providers.dialect import BodyKind, Dialect, UsageReader
 from gateway.providers.echoes import Blot, EchoFilter, without_echo
 from gateway.providers.headers import forwardable, response_headers
-from gateway.providers.multipart import MultipartScanner, peek_model
+from gateway.providers.multipart import MultipartScanner
 from gateway.providers.provider import Provider
-from gateway.providers.routes import Route, RouteTable, RouteUnknown
+from gateway.providers.routes import Route, RouteTable, TargetRefused
 from gateway.providers.stream_usage import UsageEventFilter, request_usage
 from gateway.telemetry.metrics import CallMetrics
 from keys.envelope import OVERHEAD_BYTES
@@ -97,12 +97,15 @@ class ReadBody(msgspec.Struct, frozen=True):
 
 
 class PeekBody(msgspec.Struct, frozen=True):
-    """Resume with what has come of the body once `is_enough` of it says so, or it ended.
+    """Resume once `is_enough`, which gets each piece of the body once, says so, or the body ended.
 
-    The bytes stay queued for the exchange: a peek consumes nothing.
+    The bytes stay queued for the exchange: a peek consumes nothing. Where `limit` bytes are held and
+    it is not enough, `too_much` is raised here.
     """
 
+    limit: int
     is_enough: Callable[[bytes], bool]
+    too_much: Refused
 
 
 class AwaitKeys(msgspec.Struct, frozen=True):
@@ -435,9 +438,9 @@ class Execution:
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
         try:
             route = self._routes.find(head.method, head.target)
-        except RouteUnknown as unknown:
-            call.dialect = unknown.dialect
-            if head.is_upgrade and unknown.dialect is not None:
+        except TargetRefused as refused:
+            call.dialect = refused.dialect
+            if head.is_upgrade and refused.dialect is not None:
                 # 426 makes agents fall back to plain requests at once; 404 makes them try again.
                 raise Refused("websocket_not_supported", "Use plain HTTP requests.") from None
             raise
@@ -484,6 +487,9 @@ class Execution:
     def _read(
         self, call: _Call, head: RequestHead, route: Route
     ) -> Generator[Command, Any, ModelCall]:
+        if sum(name == b"content-type" for name, _ in head.headers) > 1:
+            # Both would go upstream, and which of them counts is not ours to guess.
+            raise Refused("invalid_request", "The request has more than one Content-Type.")
         length = head.content_length
         dialect = route.provider.dialect
         if route.body in {BodyKind.JSON, BodyKind.ACTION}:
@@ -502,13 +508,27 @@ class Execution:
             content_type = head.header(b"content-type")
             model = ""
             if route.body is BodyKind.MULTIPART:
-                begun = yield PeekBody(lambda data: peek_model(content_type, data) is not None)
-                model = peek_model(content_type, begun) or ""
+                model = yield from self._peek_model(content_type)
             # The rest is watched as it streams: another model in it breaks the call off.
             call.inspect = MultipartScanner(content_type, expected=model).feed
             asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)
         call.asked = asked
         return asked
+
+    def _peek_model(self, content_type: bytes) -> Generator[Command, Any, str]:
+        """Hold the body until its model is known: some SDKs, and curl, send the file first."""
+        scanner = MultipartScanner(content_type)
+
+        def is_decided(data: bytes) -> bool:
+            scanner.feed(data)
+            return scanner.is_decided
+
+        too_much = Refused(
+            "body_too_large",
+            f"No model in the first {self._limits.buffered} bytes; send `model` before the file.",
+        )
+        yield PeekBody(self._limits.buffered, is_decided, too_much)
+        return scanner.model
 
     # 6 to 8
 

@@ -1,9 +1,9 @@
 """Anthropic's dialect. No I/O."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.bodies import Governed, JsonObject, invalid, names
 from gateway.providers.dialect import (
     BodyKind,
     BothEnds,
@@ -38,7 +38,12 @@ ROUTES = tuple(
 )
 # Some clients are told the base URL with `/v1`, others without, and some add it themselves.
 _PREFIX = re.compile(rb"(?:/v1){0,2}(?=/)")
-_GOVERNED = Governed("model", "stream", "max_tokens", "tools", "requests", "params")
+_GOVERNED = Governed("model", "stream", "max_tokens", "tools", "requests", beside="messages system")
+_REQUEST = Governed("params", beside="custom_id")
+_TOOL = Governed("name", beside="description input_schema cache_control type")
+MAX_REQUESTS: Final = 10_000
+"""In one batch; each is read, while the worker's other calls wait."""
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -73,18 +78,22 @@ class Anthropic:
         return None
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
-        """Read model, stream, token cap and tools; of a batch, what all its requests share."""
+        """Read model, stream, token cap and tools; of a batch, what covers all its requests."""
         provider, operation = route.provider.name, route.operation
         if not body:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
             return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
-        fields = Body(body, _GOVERNED)
+        fields = JsonObject(body, _GOVERNED)
         if route.operation is Operation.BATCHES:
-            models = {_model_of(each) for each in fields.items("requests")}
-            model = models.pop() if len(models) == 1 else ""
+            model, max_tokens, tools = _read_batch(fields)
             return ModelCall(
-                provider=provider, operation=operation, model=model, body_bytes=body_bytes
+                provider=provider,
+                operation=operation,
+                model=model,
+                max_tokens=max_tokens,
+                tools=tools,
+                body_bytes=body_bytes,
             )
         return ModelCall(
             provider=provider,
@@ -92,7 +101,7 @@ class Anthropic:
             model=fields.text("model"),
             stream=fields.flag("stream"),
             max_tokens=fields.whole("max_tokens"),
-            tools=names(each.get("name") for each in fields.items("tools")),
+            tools=names(_tool_names(fields)),
             body_bytes=body_bytes,
         )
 
@@ -119,10 +128,28 @@ class Anthropic:
         return b"event: error\ndata: " + to_json({"type": "error", "error": error}) + b"\n\n"
 
 
-def _model_of(request: dict[str, object]) -> str:
-    params = request.get("params")
-    model = params.get("model") if isinstance(params, dict) else None
-    return model if isinstance(model, str) and len(model) <= 256 else ""
+def _read_batch(fields: JsonObject) -> tuple[str, int, tuple[str, ...]]:
+    """Return the one model of a batch, its largest token cap, and every tool of any request."""
+    models: set[str] = set()
+    max_tokens = -1
+    tools: dict[str, None] = {}
+    for request in fields.items("requests", _REQUEST, MAX_REQUESTS):
+        params = request.inner("params", _GOVERNED)
+        model = params.text("model") if params else ""
+        if params is None or not model:
+            raise invalid("A request of the batch names no model.")
+        models.add(model)
+        max_tokens = max(max_tokens, params.whole("max_tokens"))
+        tools.update(dict.fromkeys(_tool_names(params)))
+    if not models:
+        raise invalid("The batch holds no request.")
+    if len(models) > 1:
+        raise invalid("The batch names several models; send one batch for each.")
+    return models.pop(), max_tokens, names(tools)
+
+
+def _tool_names(params: JsonObject) -> list[str]:
+    return [tool.text("name") for tool in params.items("tools", _TOOL)]
 
 
 class _UsageReader(BothEnds):

@@ -116,6 +116,9 @@ HEAD_BYTES: Final = 8 * 1024
 TAIL_BYTES: Final = 32 * 1024
 """Usage ends a body; after it come at most a few short fields and `[DONE]`."""
 
+MAX_CANDIDATES: Final = 32
+"""A hostile tail may say `"usage":{` thousands of times; real ones end with it, or a few nulls later."""
+
 _MODEL = re.compile(rb'"(?:model|modelVersion)"\s*:\s*"([^"\\]{1,128})"')
 
 
@@ -142,12 +145,12 @@ class BothEnds:
         """Return the last object under `key` near the end, or nothing."""
         tail = bytes(self._tail)
         quoted = b'"%b"' % key
-        position = tail.rfind(quoted)
-        while position >= 0:
-            found = _object_at(tail, position, key)
-            if found:
-                return found
+        position = len(tail)
+        for _ in range(MAX_CANDIDATES):
             position = tail.rfind(quoted, 0, position)
+            found = _object_at(tail, position, key)
+            if found or position < 0:
+                return found
         return {}
 
     def model(self) -> str:

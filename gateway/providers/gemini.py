@@ -1,13 +1,13 @@
 """Gemini's dialect: the model and the operation stand in the path. No I/O."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from gateway.errors import Refused
-from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.bodies import Governed, JsonObject, invalid, names
 from gateway.providers.dialect import (
     BodyKind,
     BothEnds,
@@ -32,9 +32,15 @@ METHODS = {
     b"batchEmbedContents": (Operation.EMBEDDINGS, False),
     b"countTokens": (Operation.COUNT_TOKENS, False),
 }
-_GOVERNED = Governed(
-    "generationConfig", "generation_config", "maxOutputTokens", "max_output_tokens", "tools"
-)
+# Protobuf's JSON takes either spelling of a name.
+_CONFIG = ("generationConfig", "generation_config")
+_LIMIT = ("maxOutputTokens", "max_output_tokens")
+_DECLARATIONS = ("functionDeclarations", "function_declarations")
+_BODY_GOVERNED = Governed(*_CONFIG, "tools")
+_CONFIG_GOVERNED = Governed(*_LIMIT)
+_TOOL_GOVERNED = Governed(*_DECLARATIONS)
+_FUNCTION_GOVERNED = Governed("name")
+_UNDERSCORED = re.compile(r"_([a-z])")
 _STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -89,15 +95,13 @@ class Gemini:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
             return blank
-        fields = _fields(body)
-        config = fields.inner("generationConfig") or fields.inner("generation_config")
-        limit = config.get("maxOutputTokens", config.get("max_output_tokens"))
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            raise invalid("maxOutputTokens must be a whole number.")
+        fields = JsonObject(body, _BODY_GOVERNED)
+        config = fields.inner(_spelling(fields, _CONFIG), _CONFIG_GOVERNED)
+        tools = fields.items("tools", _TOOL_GOVERNED)
         return msgspec.structs.replace(
             blank,
-            max_tokens=-1 if limit is None else limit,
-            tools=names(name for tool in fields.items("tools") for name in _tool_names(tool)),
+            max_tokens=config.whole(_spelling(config, _LIMIT)) if config else -1,
+            tools=names(name for tool in tools for name in _tool_names(tool)),
         )
 
     def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
@@ -135,26 +139,20 @@ def _model_name(segment: bytes) -> str:
     return name.decode()
 
 
-def _fields(body: bytes) -> Body:
-    """Return the body's fields; protobuf's JSON takes either spelling, so both at once are refused."""
-    fields = Body(body, _GOVERNED)
-    if "generationConfig" in fields and "generation_config" in fields:
-        raise invalid("generationConfig stands twice.")
-    config = fields.inner("generationConfig") or fields.inner("generation_config")
-    if "maxOutputTokens" in config and "max_output_tokens" in config:
-        raise invalid("maxOutputTokens stands twice.")
-    return fields
+def _spelling(fields: JsonObject, spellings: tuple[str, str]) -> str:
+    """Return the spelling that is there; both at once are refused."""
+    first, second = spellings
+    if first in fields and second in fields:
+        raise invalid(f"The field {first!r} stands twice, in two spellings.")
+    return second if second in fields else first
 
 
-def _tool_names(tool: dict[str, Any]) -> list[object]:
+def _tool_names(tool: JsonObject) -> list[str]:
     """Return the functions that a tool declares; a server tool is named by its key: googleSearch."""
-    found: list[object] = []
-    for key, value in tool.items():
-        if key in {"functionDeclarations", "function_declarations"} and isinstance(value, list):
-            found += [each.get("name") for each in value if isinstance(each, dict)]
-        else:
-            found.append(key)
-    return found
+    declarations = _spelling(tool, _DECLARATIONS)
+    found = [each.text("name") for each in tool.items(declarations, _FUNCTION_GOVERNED)]
+    others = [key for key in tool if key not in _DECLARATIONS]
+    return found + [_UNDERSCORED.sub(lambda at: at[1].upper(), key) for key in others]
 
 
 class _UsageReader(BothEnds):

@@ -1,8 +1,9 @@
 """Watching a multipart body as it streams: the model's name, and that there is only one.
 
-Uploads are never held. The scanner finds part boundaries (RFC 2046 5.1.1), reads the value of the
-`model` part, and refuses a second one anywhere later in the stream, or anything that another reader
-could take for one. What it cannot follow it refuses: a body that cannot be read is not governed.
+A body is held only until its model is known; what follows streams. The scanner finds part boundaries
+(RFC 2046 5.1.1), reads the value of the `model` part, and refuses a second one anywhere later in the
+stream, or anything that another reader could take for one. What it cannot follow it refuses: a body
+that cannot be read is not governed.
 
 No I/O.
 """
@@ -11,9 +12,6 @@ import re
 from typing import Final
 
 from gateway.errors import Refused
-
-PEEK_BYTES: Final = 64 * 1024
-"""Official SDKs send fields before files; a model that is not here in the first 64 KiB is not found."""
 
 MAX_PART_HEAD_BYTES: Final = 8 * 1024
 MAX_MODEL_BYTES: Final = 256
@@ -138,19 +136,6 @@ class MultipartScanner:
             self._is_model = False
             if self._expected is not None and self._model != self._expected:
                 raise _invalid("The body names another model than the one that was judged.")
-
-
-def peek_model(content_type: bytes, data: bytes) -> str | None:
-    """Return the model that the beginning of a body names; None while it may still come.
-
-    Raises:
-        Refused: The body cannot be followed.
-    """
-    scanner = MultipartScanner(content_type)
-    scanner.feed(data)
-    if scanner.is_decided or len(data) >= PEEK_BYTES:
-        return scanner.model
-    return None
 
 
 def _invalid(message: str) -> Refused:

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from gateway.providers.bodies import Body, Governed, invalid, names
+from gateway.providers.bodies import Governed, JsonObject, invalid, names
 from gateway.providers.dialect import (
     BodyKind,
     BothEnds,
@@ -59,8 +59,10 @@ ROUTES = tuple(
 )
 _GOVERNED = Governed(
     "model", "models", "stream", "stream_options", "max_tokens", "max_completion_tokens",
-    "max_output_tokens", "tools",
+    "max_output_tokens", "tools", "functions", beside="messages input temperature tool_choice store",
 )  # fmt: skip
+_TOOL = Governed("type", "name", "function", "custom")
+_FUNCTION = Governed("name", beside="description parameters strict")
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -94,13 +96,13 @@ class OpenAI:
         return None
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
-        """Read model, stream, token cap and tools."""
+        """Read model, stream, token cap and tools, among them those that were called functions."""
         provider, operation = route.provider.name, route.operation
         if not body:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
             return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
-        fields = Body(body, _GOVERNED)
+        fields = JsonObject(body, _GOVERNED)
         if "models" in fields:
             raise invalid("Lists of fallback models are not governed; name one model.")
         return ModelCall(
@@ -109,7 +111,10 @@ class OpenAI:
             model=fields.text("model"),
             stream=fields.flag("stream"),
             max_tokens=fields.whole("max_completion_tokens", "max_tokens", "max_output_tokens"),
-            tools=names(map(_tool_name, fields.items("tools"))),
+            tools=names(
+                [name for tool in fields.items("tools", _TOOL) for name in _tool_names(tool)]
+                + [function.text("name") for function in fields.items("functions", _FUNCTION)]
+            ),
             body_bytes=body_bytes,
         )
 
@@ -138,11 +143,18 @@ class OpenAI:
         return b"data: " + to_json({"error": error}) + b"\n\n"
 
 
-def _tool_name(tool: dict[str, object]) -> object:
-    function = tool.get("function")
-    if isinstance(function, dict):
-        return function.get("name")
-    return tool.get("name", tool.get("type"))
+def _tool_names(tool: JsonObject) -> list[str]:
+    """Return all that a tool may be known by, for which of it counts is the provider's to say.
+
+    A tool of the provider's own is named by its type: `web_search`.
+    """
+    found = [tool.text("name")]
+    for key in ("function", "custom"):
+        inner = tool.inner(key, _FUNCTION)
+        if inner is not None:
+            found.append(inner.text("name"))
+    kind = tool.text("type")
+    return found if kind in {"function", "custom"} else [*found, kind]
 
 
 class _UsageReader(BothEnds):

@@ -21,7 +21,7 @@ from gateway.providers.dialect import BodyKind, Dialect
 from gateway.providers.provider import Provider
 from policies.request import Operation
 
-__all__ = ["BodyKind", "Route", "RouteTable", "RouteUnknown"]
+__all__ = ["BodyKind", "Route", "RouteTable", "TargetRefused"]
 
 _AMBIGUOUS = re.compile(
     rb"[^\x21-\x7e]|[#\\]|//|%(?![0-9a-f]{2})|%(?:[01][0-9a-f]|5c|7f)"
@@ -45,8 +45,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
 
 
-class RouteUnknown(Refused):
-    """No such route; `dialect` is that of the provider it was meant for, if it was for one."""
+class TargetRefused(Refused):
+    """No such route, or not to be trusted; `dialect` is that of the provider it was meant for, if any."""
 
     def __init__(self, code: str, message: str, dialect: Dialect | None) -> None:
         super().__init__(code, message)
@@ -64,8 +64,7 @@ class RouteTable:
         """Return the route of a request line.
 
         Raises:
-            RouteUnknown: There is none.
-            Refused: The target is ambiguous, or no origin-form path at all.
+            TargetRefused: There is none, or the target is ambiguous or no origin-form path.
         """
         key = (method, target)
         route = self._found.get(key)
@@ -78,16 +77,20 @@ class RouteTable:
 
     def _find(self, method: bytes, target: bytes) -> Route:
         path, mark, query = target.partition(b"?")
-        if not path.startswith(b"/") or len(target) > MAX_TARGET_BYTES or _AMBIGUOUS.search(path):
-            raise Refused("invalid_target", "The request target is not accepted.")
         name, _, rest = path[1:].partition(b"/")
-        provider = self._providers.get(name)
+        provider = self._providers.get(name) if path.startswith(b"/") else None
+        if not path.startswith(b"/") or len(target) > MAX_TARGET_BYTES or _AMBIGUOUS.search(path):
+            dialect = provider.dialect if provider else None
+            raise TargetRefused("invalid_target", "The request target is not accepted.", dialect)
         if provider is None:
-            raise RouteUnknown("unknown_route", "There is nothing here.", None)
+            raise TargetRefused("unknown_route", "There is nothing here.", None)
         rest = b"/" + rest
         # HEAD is GET without the body (RFC 9110 9.3.2): whoever may read a thing may ask about it.
         known_as = b"GET" if method == b"HEAD" else method
-        matched = provider.dialect.match(known_as, rest, provider.base_path)
+        try:
+            matched = provider.dialect.match(known_as, rest, provider.base_path)
+        except Refused as refusal:
+            raise TargetRefused(refusal.code, refusal.message, provider.dialect) from None
         if matched is None:
             raise self._unknown(provider, method, rest)
         return Route(
@@ -100,9 +103,9 @@ class RouteTable:
         )
 
     @staticmethod
-    def _unknown(provider: Provider, method: bytes, rest: bytes) -> RouteUnknown:
+    def _unknown(provider: Provider, method: bytes, rest: bytes) -> TargetRefused:
         dialect = provider.dialect
         others = [each for each in _METHODS if each != method]
         if any(dialect.match(each, rest, provider.base_path) for each in others):
-            return RouteUnknown("method_not_allowed", "The method is not allowed here.", dialect)
-        return RouteUnknown("unknown_route", "This operation is not governed here.", dialect)
+            return TargetRefused("method_not_allowed", "The method is not allowed here.", dialect)
+        return TargetRefused("unknown_route", "This operation is not governed here.", dialect)

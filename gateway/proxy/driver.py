@@ -50,6 +50,7 @@ class Driver:
         self._began_at = 0.0
         self._is_head = False
         self._queued: bytes | bytearray = b""
+        self._peeked_bytes = 0
         self._body_complete = False
         self._is_gone = False
         # the exchange
@@ -185,7 +186,7 @@ class Driver:
         elif isinstance(command, ReadBody):
             if len(self._queued) > command.limit:
                 self._throw(Refused("body_too_large", "The body is larger than may be held."))
-            elif self._proxy.buffered_bytes > self._proxy.limits.buffered_total_bytes:
+            elif self._holds_too_much():
                 self._throw(Refused("overloaded", "Too much is held.", retry_after_seconds=1))
             elif self._body_complete:
                 self._queued = bytes(self._queued)  # counted as held until the exchange has it
@@ -198,17 +199,25 @@ class Driver:
             self._downstream.pause_reading()
 
     def _peek_body(self, command: PeekBody) -> None:
-        begun = bytes(self._queued)
+        fresh = bytes(memoryview(self._queued)[self._peeked_bytes :])
+        self._peeked_bytes += len(fresh)
         try:
-            is_enough = command.is_enough(begun) or self._body_complete
+            is_enough = command.is_enough(fresh) or self._body_complete
         except Refused as refusal:
             self._throw(refusal)
             return
-        if is_enough:
+        if len(self._queued) > command.limit and not is_enough:
+            self._throw(command.too_much)
+        elif self._holds_too_much():
+            self._throw(Refused("overloaded", "Too much is held.", retry_after_seconds=1))
+        elif is_enough:
             self._command = None
-            self._resume(begun)
+            self._resume(None)
         else:
             self._ask_for_more()
+
+    def _holds_too_much(self) -> bool:
+        return self._proxy.buffered_bytes > self._proxy.limits.buffered_total_bytes
 
     def _ask_for_more(self) -> None:
         """Let the caller send on: it may have been asked to wait before anybody wanted a body."""

@@ -292,6 +292,102 @@ async def test_large_uploads_stream_through(
     assert start["model"] == "whisper-1"
 
 
+FILE_FIRST = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\n\r\n%b\r\n'
+MODEL_NEXT = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+TRANSCRIPTIONS = b"/openai/v1/audio/transcriptions"
+FORM = b"content-type: multipart/form-data; boundary=b\r\n"
+
+
+async def test_an_upload_whose_file_comes_before_its_model(
+    gateway: Gateway, provider: Provider, token: str
+) -> None:
+    """An upload is held until its model is known, in whatever pieces it comes, and then judged."""
+    file = secrets.token_bytes(2**20)
+    body = FILE_FIRST % file + MODEL_NEXT % b"whisper-1" + FILE_FIRST % file + b"--b--\r\n"
+    raw = request(token, body, path=TRANSCRIPTIONS, headers=FORM)
+    for size in (len(raw), 4096):
+        pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+        answer = parse(await exchange(gateway.proxy, *pieces))
+        assert answer.status == 200
+    assert [each.body for each in provider.received] == [body, body]
+    await asyncio.to_thread(gateway.stop)
+    assert [start["model"] for start in gateway.events("call.start")] == ["whisper-1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"buffered_body": "64KiB"}, "body_too_large"),
+        ({"buffered_total": "64KiB"}, "overloaded"),
+    ],
+)
+async def test_what_is_held_for_a_model_is_limited(
+    provider: Provider,
+    start_gateway: Callable[..., Gateway],
+    limits: dict[str, str],
+    code: str,
+) -> None:
+    """Where the model does not come within the limits the refusal says so, and nothing is forwarded."""
+    upstream = {"base_url": f"http://127.0.0.1:{provider.port}/v1", "plain_http": True}
+    gateway = await asyncio.to_thread(start_gateway, {"openai": upstream}, extra={"limits": limits})
+    session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
+    body = FILE_FIRST % (b"x" * 300_000) + MODEL_NEXT % b"whisper-1"
+    raw = request(session["token"], body, path=TRANSCRIPTIONS, headers=FORM)
+    answer = parse(await exchange(gateway.proxy, raw[:200_000]))
+    error = json.loads(answer.body)["error"]
+    assert error["code"] == code
+    assert code == "overloaded" or "`model` before the file" in error["message"]
+    assert provider.received == []
+
+
+async def test_an_early_model_passes_a_small_limit(
+    provider: Provider, start_gateway: Callable[..., Gateway]
+) -> None:
+    """What is held is what comes before the model, not the upload."""
+    upstream = {"base_url": f"http://127.0.0.1:{provider.port}/v1", "plain_http": True}
+    gateway = await asyncio.to_thread(
+        start_gateway, {"openai": upstream}, extra={"limits": {"buffered_body": "64KiB"}}
+    )
+    session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
+    body = MODEL_NEXT % b"whisper-1" + FILE_FIRST % (b"x" * 2**20) + b"--b--\r\n"
+    raw = request(session["token"], body, path=TRANSCRIPTIONS, headers=FORM)
+    assert parse(await exchange(gateway.proxy, raw)).status == 200
+
+
+async def test_two_content_types_are_refused(
+    gateway: Gateway, provider: Provider, token: str
+) -> None:
+    """A request whose body two readers could take for two things goes nowhere."""
+    twice = b"content-type: application/json\r\nContent-Type: text/plain\r\n"
+    answer = parse(await exchange(gateway.proxy, request(token, headers=twice)))
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "invalid_request")
+    assert provider.received == []
+
+
+@pytest.mark.parametrize(
+    ("target", "place"),
+    [
+        (b"/gemini/v1beta/models/g%2Fo:generateContent", ("error", "status")),
+        (b"/gemini/../openai/v1/models", ("error", "status")),
+        (b"/anthropic/v1/./messages", ("error", "type")),
+        (b"/openai/v1//models", ("error", "code")),
+        (b"/open%61i/v1/../models", ("code",)),
+        (b"/nobody/../openai/v1/models", ("code",)),
+    ],
+)
+async def test_an_ambiguous_target_is_refused_in_its_dialect(
+    gateway: Gateway, provider: Provider, token: str, target: bytes, place: tuple[str, ...]
+) -> None:
+    """Where the first segment names a provider exactly, its SDK can read why the target is refused."""
+    answer = parse(await exchange(gateway.proxy, request(token, path=target)))
+    found = json.loads(answer.body)
+    for key in place:
+        found = found[key]
+    expected = {"status": "INVALID_ARGUMENT", "type": "invalid_request_error"}
+    assert (answer.status, found) == (400, expected.get(place[-1], "invalid_target"))
+    assert provider.received == []
+
+
 async def test_two_models_in_one_upload_are_refused(
     gateway: Gateway, provider: Provider, token: str
 ) -> None:

@@ -296,6 +296,35 @@ def _call_everything(gateway: Gateway, token: str) -> None:
     google.close()
 
 
+# As the official SDK for Node writes an upload: its fields in the order of the call's arguments.
+FILE_FIRST = """
+const form = new FormData();
+form.append("file", new Blob([new Uint8Array(1 << 20)]), "a.mp3");
+form.append("model", "whisper-1");
+const headers = {authorization: `Bearer ${process.argv[2]}`};
+const answer = await fetch(process.argv[1], {method: "POST", headers, body: form});
+process.stdout.write(await answer.text());
+"""
+
+
+async def test_node_sends_the_file_before_the_model(
+    gateway: Gateway, provider: Provider, token: str
+) -> None:
+    """An upload from Node, a large file first and the model behind it, is transcribed."""
+
+    async def answer(it: Exchange) -> None:
+        await it.reply(ANSWERS[b"/audio/transcriptions"])
+
+    provider.script = answer
+    url = gateway.url("openai/v1/audio/transcriptions")
+    node = await asyncio.create_subprocess_exec(
+        NODE, "--input-type=module", "-e", FILE_FIRST, url, token, stdout=subprocess.PIPE
+    )
+    said, _ = await node.communicate()
+    assert json.loads(said) == {"text": "hi"}
+    assert provider.received[0].body.count(bytes(1 << 20)) == 1
+
+
 async def test_what_agents_do_first(door: tuple[Gateway, str]) -> None:
     """`HEAD /` is answered, and a WebSocket attempt on Responses gets 426 so that agents fall back."""
     gateway, token = door

@@ -21,6 +21,7 @@ from gateway.execution import (
     Execution,
     Finish,
     Forward,
+    PeekBody,
     ReadBody,
     Record,
     RequestHead,
@@ -391,3 +392,33 @@ def test_usage_is_asked_for_only_where_the_caller_did_not(house: House) -> None:
     bodies = [each.body for each in forwards if isinstance(each, Forward)]
     assert json.loads(bodies[0] or b"")["stream_options"] == {"include_usage": True}
     assert bodies[1:] == [asking, BODY]
+
+
+def test_a_peek_is_told_each_byte_once(house: House) -> None:
+    """An upload's model is read from the pieces as they come, none of them again."""
+    pieces = [
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n',
+        b"\r\n--c" * 20 + b"x" * 5000,
+        b'\r\n--b\r\nContent-Disposition: form-data; name="mod',
+        b'el"\r\n\r\nforbidden\r\n--b',
+        b"--\r\n",
+    ]
+
+    def peek(command: PeekBody) -> None:
+        assert command.limit == 1000
+        assert [command.is_enough(piece) for piece in pieces] == [False] * 4 + [True]
+
+    head = house.head(content_type="multipart/form-data; boundary=b")
+    head.target = b"/openai/v1/audio/transcriptions"
+    told = house.tell(head, {PeekBody: peek})
+    assert kinds(told) == ["PeekBody", "CallDenied", "Answer"]
+    assert told[1].event.rules == ("no-forbidden",)  # type: ignore[union-attr]
+
+
+def test_a_body_of_two_types_is_refused(house: House) -> None:
+    """Two Content-Type fields, even equal ones, end the story before a byte of the body is read."""
+    head = house.head(content_type="application/json")
+    head.headers.append((b"content-type", b"application/json"))
+    told = house.tell(head)
+    assert kinds(told) == ["CallDenied", "Answer"]
+    assert code_of(told) == "invalid_request"

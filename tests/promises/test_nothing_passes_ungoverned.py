@@ -24,7 +24,10 @@ FORM = b"content-type: multipart/form-data; boundary=b\r\n"
 BODIES = {
     BodyKind.NONE: (b"", b""),
     BodyKind.ACTION: (b"", b""),
-    BodyKind.JSON: (b"content-type: application/json\r\n", b'{"model":"m","max_tokens":1}'),
+    BodyKind.JSON: (
+        b"content-type: application/json\r\n",
+        b'{"model":"m","max_tokens":1,"requests":[{"params":{"model":"m"}}]}',
+    ),
     BodyKind.MULTIPART: (
         FORM,
         b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b--\r\n',
