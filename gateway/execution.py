@@ -228,6 +228,10 @@ class _Granted(msgspec.Struct, frozen=True, kw_only=True):
     credential_bytes: int
 
 
+_BLANK_LINE = (b"\n\n", b"\n\r\n", b"\r\r")
+"""How an event ends, in the three spellings that a stream may choose from."""
+
+
 class ResponseGuard:
     """What may happen to a response on its way back: headers chosen, usage read, bytes untouched.
 
@@ -251,6 +255,7 @@ class ResponseGuard:
         self._filter: UsageEventFilter | EchoFilter | None = None
         self._removes_usage_event = removes_usage_event
         self._is_event_stream = False
+        self._last_bytes = b"\n\n"  # before the first event is between events
         self._status = 0
 
     def begin(self, status: int, headers: Sequence[Header]) -> list[Header]:
@@ -294,7 +299,9 @@ class ResponseGuard:
         if self._reader is not None:
             self._reader.feed(data)
         if self._filter is not None:
-            return self._filter.feed(data)
+            data = self._filter.feed(data)
+        if self._is_event_stream:
+            self._last_bytes = (self._last_bytes + data[-3:])[-3:]
         return data
 
     def end(self) -> bytes:
@@ -302,10 +309,14 @@ class ResponseGuard:
         return self._filter.end() if self._filter is not None else b""
 
     def interrupt(self, code: str, message: str) -> bytes:
-        """Return the dialect's in-stream error event, or nothing where the body is no stream."""
-        if not self._is_event_stream:
+        """Return the dialect's in-stream error event, or nothing where none can be told apart.
+
+        In the middle of an event it would complete what was never whole, and an SDK would fail on
+        the event's JSON instead of on ours.
+        """
+        if not self._is_event_stream or not self._last_bytes.endswith(_BLANK_LINE):
             return b""
-        return b"\n\n" + self._granted.dialect.stream_error(code, message)
+        return self._granted.dialect.stream_error(code, message)
 
     def usage(self) -> UsageRecord:
         """Return what the provider said it counted."""

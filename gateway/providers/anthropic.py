@@ -64,7 +64,7 @@ class Anthropic:
     headers = frozenset(
         {
             b"anthropic-version", b"anthropic-beta", b"anthropic-dangerous-direct-browser-access",
-            b"x-app",
+            b"anthropic-workspace-id", b"anthropic-user-profile-id", b"x-app",
         }
     )  # fmt: skip
 

@@ -11,11 +11,8 @@ from gateway.providers.dialect import Dialect
 Header = tuple[bytes, bytes]
 
 COMMON: Final = frozenset(
-    {
-        b"accept", b"accept-language", b"content-type", b"user-agent", b"idempotency-key",
-        b"openai-conversation-id",
-    }
-)  # fmt: skip
+    {b"accept", b"accept-language", b"content-type", b"user-agent", b"idempotency-key"}
+)
 _STAINLESS = b"x-stainless-"
 
 HOP_BY_HOP: Final = frozenset(

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from gateway.providers.routes import Route
 
 _ID = rb"[^/]{1,256}"
+# Ids of open models hold slashes: `meta-llama/Llama-4`.
+_MODEL_ID = rb"[^/]{1,256}(?:/[^/]{1,256}){0,3}"
 _Row = tuple[bytes, bytes, Operation, BodyKind]
 _ROWS: tuple[_Row, ...] = (
     (b"POST", rb"/chat/completions", Operation.CHAT, BodyKind.JSON),
     (b"GET", rb"/chat/completions", Operation.CHAT, BodyKind.NONE),
     (b"GET", rb"/chat/completions/" + _ID, Operation.CHAT, BodyKind.NONE),
+    (b"POST", rb"/chat/completions/" + _ID, Operation.CHAT, BodyKind.JSON),
     (b"GET", rb"/chat/completions/" + _ID + rb"/messages", Operation.CHAT, BodyKind.NONE),
     (b"DELETE", rb"/chat/completions/" + _ID, Operation.CHAT, BodyKind.NONE),
     (b"POST", rb"/responses", Operation.RESPONSES, BodyKind.JSON),
@@ -41,28 +44,44 @@ _ROWS: tuple[_Row, ...] = (
     (b"POST", rb"/audio/speech", Operation.AUDIO, BodyKind.JSON),
     (b"POST", rb"/audio/transcriptions", Operation.AUDIO, BodyKind.MULTIPART),
     (b"POST", rb"/audio/translations", Operation.AUDIO, BodyKind.MULTIPART),
+    (b"POST", rb"/audio/voices", Operation.AUDIO, BodyKind.MULTIPART),
+    (b"DELETE", rb"/audio/voices/" + _ID, Operation.AUDIO, BodyKind.NONE),
+    (b"GET", rb"/audio/voice_consents", Operation.AUDIO, BodyKind.NONE),
+    (b"POST", rb"/audio/voice_consents", Operation.AUDIO, BodyKind.UPLOAD),
+    (b"GET", rb"/audio/voice_consents/" + _ID, Operation.AUDIO, BodyKind.NONE),
+    (b"POST", rb"/audio/voice_consents/" + _ID, Operation.AUDIO, BodyKind.JSON),
+    (b"DELETE", rb"/audio/voice_consents/" + _ID, Operation.AUDIO, BodyKind.NONE),
     (b"GET", rb"/files", Operation.FILES, BodyKind.NONE),
     (b"POST", rb"/files", Operation.FILES, BodyKind.UPLOAD),
     (b"GET", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
     (b"DELETE", rb"/files/" + _ID, Operation.FILES, BodyKind.NONE),
     (b"GET", rb"/files/" + _ID + rb"/content", Operation.FILES, BodyKind.NONE),
+    (b"POST", rb"/uploads", Operation.FILES, BodyKind.JSON),
+    (b"POST", rb"/uploads/" + _ID + rb"/parts", Operation.FILES, BodyKind.UPLOAD),
+    (b"POST", rb"/uploads/" + _ID + rb"/complete", Operation.FILES, BodyKind.JSON),
+    (b"POST", rb"/uploads/" + _ID + rb"/cancel", Operation.FILES, BodyKind.ACTION),
     (b"GET", rb"/batches", Operation.BATCHES, BodyKind.NONE),
     (b"POST", rb"/batches", Operation.BATCHES, BodyKind.JSON),
     (b"GET", rb"/batches/" + _ID, Operation.BATCHES, BodyKind.NONE),
     (b"POST", rb"/batches/" + _ID + rb"/cancel", Operation.BATCHES, BodyKind.ACTION),
     (b"GET", rb"/models", Operation.MODELS, BodyKind.NONE),
-    # Ids of open models hold slashes: `meta-llama/Llama-4`.
-    (b"GET", rb"/models/[^/]{1,256}(?:/[^/]{1,256}){0,3}", Operation.MODELS, BodyKind.NONE),
+    (b"GET", rb"/models/" + _MODEL_ID, Operation.MODELS, BodyKind.NONE),
+    (b"DELETE", rb"/models/" + _MODEL_ID, Operation.MODELS, BodyKind.NONE),
 )
 ROUTES = tuple(
     (method, re.compile(path), operation, body) for method, path, operation, body in _ROWS
 )
 _GOVERNED = Governed(
     "model", "models", "stream", "stream_options", "max_tokens", "max_completion_tokens",
-    "max_output_tokens", "tools", "functions", beside="messages input temperature tool_choice store",
+    "max_output_tokens", "tools", "functions", "provider", "preset",
+    beside="messages input temperature tool_choice store",
 )  # fmt: skip
 _TOOL = Governed("type", "name", "function", "custom")
 _FUNCTION = Governed("name", beside="description parameters strict")
+_NARROWS = ("data_collection", "zdr", "require_parameters", "max_price")
+"""Of OpenRouter's `provider` object, what only narrows the hosts that may answer."""
+_ROUTING = Governed(*_NARROWS)
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -81,6 +100,7 @@ class OpenAI:
         {
             b"openai-organization", b"openai-project", b"openai-beta", b"x-client-request-id",
             b"originator", b"session-id", b"thread-id", b"http-referer", b"x-title",
+            b"openai-conversation-id",
         }
     )  # fmt: skip
 
@@ -103,8 +123,7 @@ class OpenAI:
                 raise invalid("The body is empty.")
             return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
         fields = JsonObject(body, _GOVERNED)
-        if "models" in fields:
-            raise invalid("Lists of fallback models are not governed; name one model.")
+        _refuse_rerouting(fields)
         return ModelCall(
             provider=provider,
             operation=operation,
@@ -155,6 +174,17 @@ def _tool_names(tool: JsonObject) -> list[str]:
             found.append(inner.text("name"))
     kind = tool.text("type")
     return found if kind in {"function", "custom"} else [*found, kind]
+
+
+def _refuse_rerouting(fields: JsonObject) -> None:
+    """Refuse what makes a router (OpenRouter and its like) answer from elsewhere than was judged."""
+    if "models" in fields:
+        raise invalid("Lists of fallback models are not governed; name one model.")
+    if "preset" in fields:
+        raise invalid("A preset may name another model; name the model in the call.")
+    routing = fields.inner("provider", _ROUTING)
+    if routing is not None and not set(routing) <= set(_NARROWS):
+        raise invalid("The field 'provider' may narrow the hosts that answer, not choose them.")
 
 
 class _UsageReader(BothEnds):

@@ -46,6 +46,10 @@ ASKS_FOR_A_TOOL: Any = [{"role": "user", "content": "use a tool"}]
 TOOL_CALL = {"toolCalls": [{"name": "look_up", "arguments": '{"word":"a"}'}]}
 FIXTURES = {
     "fixtures": [
+        {"match": {"endpoint": "image"}, "response": {"image": {"b64Json": "eA=="}}},
+        {"match": {"endpoint": "speech"}, "response": {"audio": "c291bmQ="}},
+        {"match": {"endpoint": "transcription"}, "response": {"transcription": {"text": "hi"}}},
+        {"match": {"endpoint": "translation"}, "response": {"transcription": {"text": "ho"}}},
         {"match": {"userMessage": "use a tool"}, "response": TOOL_CALL},
         {"match": {"userMessage": "hello"}, "response": {"content": "Hello from the provider."}},
     ]
@@ -123,6 +127,45 @@ async def test_openai_async_stream(door: tuple[Gateway, str]) -> None:
         assert kinds[-1] == "response.completed"
 
 
+async def test_openai_async(door: tuple[Gateway, str]) -> None:
+    """The asynchronous client does what the other does: tools, embeddings, upload, list."""
+    gateway, token = door
+    url = gateway.url("openai/v1")
+    async with openai.AsyncOpenAI(base_url=url, api_key=token, max_retries=0) as client:
+        tools: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+        called = await client.chat.completions.create(
+            model="gpt-5-mini", messages=ASKS_FOR_A_TOOL, tools=tools
+        )
+        assert called.choices[0].message.tool_calls
+        answered = await client.responses.create(model="gpt-5-mini", input="hello")
+        assert answered.output_text == "Hello from the provider."
+        vector = await client.embeddings.create(model="text-embedding-3-small", input="hello")
+        assert vector.data[0].embedding
+        uploaded = await client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
+        assert uploaded.id in [each.id async for each in client.files.list()]
+
+
+# The SDK has begun to warn of translations.
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+async def test_openai_media(door: tuple[Gateway, str]) -> None:
+    """Images and audio work: made, edited, spoken, transcribed and translated."""
+    gateway, token = door
+    url = gateway.url("openai/v1")
+    async with openai.AsyncOpenAI(base_url=url, api_key=token, max_retries=0) as client:
+        made = await client.images.generate(model="gpt-image-1", prompt="a")
+        assert made.data
+        assert made.data[0].b64_json == "eA=="
+        edited = await client.images.edit(model="gpt-image-1", prompt="a", image=("a.png", b"png"))
+        assert edited.data
+        spoken = await client.audio.speech.create(model="tts-1", input="hi", voice="alloy")
+        assert spoken.content == b"sound"
+        sound = ("a.wav", b"x" * 300_000)
+        heard = await client.audio.transcriptions.create(model="whisper-1", file=sound)
+        assert heard.text == "hi"
+        translated = await client.audio.translations.create(model="whisper-1", file=sound)
+        assert translated.text == "ho"
+
+
 def test_anthropic(door: tuple[Gateway, str]) -> None:
     """Messages, its stream and a tool's use work with the base URL changed."""
     gateway, token = door
@@ -151,6 +194,11 @@ async def test_anthropic_async(door: tuple[Gateway, str]) -> None:
             model="claude-x", max_tokens=50, messages=MESSAGE
         ) as stream:
             assert "".join([text async for text in stream.text_stream]).startswith("Hello")
+        tools: Any = [{"name": "look_up", "input_schema": {"type": "object"}}]
+        called = await client.messages.create(
+            model="claude-x", max_tokens=50, messages=ASKS_FOR_A_TOOL, tools=tools
+        )
+        assert any(part.type == "tool_use" for part in called.content)
 
 
 # aimock's finishReason for a function call is one that the SDK does not know.
@@ -172,8 +220,9 @@ def test_gemini(door: tuple[Gateway, str]) -> None:
     client.close()
 
 
-# The SDK's own class.
+# The SDK's own class, and aimock's finishReason.
 @pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
+@pytest.mark.filterwarnings("ignore:FUNCTION_CALL is not a valid FinishReason")
 async def test_gemini_async(door: tuple[Gateway, str]) -> None:
     """The asynchronous client calls and streams."""
     gateway, token = door
@@ -183,6 +232,11 @@ async def test_gemini_async(door: tuple[Gateway, str]) -> None:
     assert answer.text == "Hello from the provider."
     stream = await client.aio.models.generate_content_stream(model="gemini-x", contents="hello")
     assert "".join([part.text or "" async for part in stream]) == "Hello from the provider."
+    declared: Any = {"tools": [{"function_declarations": [{"name": "look_up"}]}]}
+    called = await client.aio.models.generate_content(
+        model="gemini-x", contents="use a tool", config=declared
+    )
+    assert called.function_calls
     await client.aio.aclose()
     client.close()
 
@@ -230,12 +284,22 @@ ANSWERS = {
     b"/batches": b'{"id":"b","object":"batch"}',
     b"/models": b'{"object":"list","data":[{"id":"m","object":"model"}],"has_more":false,"models":[]}',
     b"/content": b"line\n",
+    b"/uploads": b'{"id":"u","object":"upload","status":"pending"}',
+    b"/parts": b'{"id":"p","object":"upload.part"}',
+    b"/complete": b'{"id":"u","object":"upload","status":"completed"}',
+    b"/cancel": b'{"id":"u","object":"upload","status":"cancelled"}',
+    b"/voices": b'{"id":"v","object":"audio.voice"}',
+    b"/voice_consents": b'{"id":"k","object":"audio.voice_consent"}',
+    b"/chat/completions/c": b'{"id":"c","object":"chat.completion","choices":[]}',
+    b"/models/mine": b'{"id":"mine","object":"model","deleted":true}',
     b"/count_tokens": b'{"input_tokens":7}',
     b":countTokens": b'{"totalTokens":7}',
     b":batchEmbedContents": b'{"embeddings":[{"values":[0.5]}]}',
 }
 
 
+# google-genai's own class.
+@pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession")
 async def test_every_other_operation(gateway: Gateway, provider: Provider, token: str) -> None:
     """Audio, images, batches, models, token counts and embeddings, by each SDK's own methods."""
 
@@ -258,7 +322,7 @@ async def test_every_other_operation(gateway: Gateway, provider: Provider, token
     assert not any(name.lower().startswith(b"x-veklom") for name, _ in fields)
     operations = {event["operation"] for event in gateway.events("call.start")}
     assert operations == {
-        "audio", "images", "batches", "models", "files", "count_tokens", "embeddings"
+        "audio", "images", "batches", "models", "files", "count_tokens", "embeddings", "chat"
     }  # fmt: skip
     models = [event["model"] for event in gateway.events("call.start")]
     assert {"whisper-1", "gpt-image-1"} <= set(models)
@@ -282,6 +346,19 @@ def _call_everything(gateway: Gateway, token: str) -> None:
         assert batch.id == "b"
         assert [model.id for model in client.models.list()] == ["m"]
         assert client.files.content("f").text == "line\n"
+        upload = client.uploads.create(
+            bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="batch"
+        )
+        part = client.uploads.parts.create(upload.id, data=b"{}\n")
+        done = client.uploads.complete(upload.id, part_ids=[part.id])
+        assert done.status == "completed"
+        assert client.uploads.cancel(upload.id).status == "cancelled"
+        sound = ("a.wav", b"x" * 1000)
+        consent = client.audio.voice_consents.create(name="n", language="en", recording=sound)
+        voice = client.audio.voices.create(name="n", consent=consent.id, audio_sample=sound)
+        assert voice.id == "v"
+        assert client.chat.completions.update("c", metadata={"a": "b"}).id == "c"
+        assert client.models.delete("mine").deleted
     with anthropic.Anthropic(
         base_url=gateway.url("anthropic"), api_key=token, max_retries=0
     ) as client_a:
@@ -294,6 +371,64 @@ def _call_everything(gateway: Gateway, token: str) -> None:
     assert embedded.embeddings
     assert embedded.embeddings[0].values == [0.5]
     google.close()
+    asyncio.run(_count_and_embed(gateway, token))
+
+
+async def _count_and_embed(gateway: Gateway, token: str) -> None:
+    url = gateway.url("anthropic")
+    async with anthropic.AsyncAnthropic(base_url=url, api_key=token, max_retries=0) as client:
+        counted = await client.messages.count_tokens(model="claude-x", messages=MESSAGE)
+        assert counted.input_tokens == 7
+    options: Any = {"base_url": gateway.url("gemini"), "api_version": "v1beta"}
+    google = genai.Client(api_key=token, http_options=options)
+    total = await google.aio.models.count_tokens(model="gemini-x", contents="hello")
+    assert total.total_tokens == 7
+    embedded = await google.aio.models.embed_content(model="gemini-embedding-x", contents="hello")
+    assert embedded.embeddings
+    await google.aio.aclose()
+    google.close()
+
+
+async def test_the_session_rides_beside_an_identity(
+    gateway: Gateway, provider: Provider, token: str
+) -> None:
+    """With the identity as API key and the session as a default field, neither reaches a provider."""
+
+    async def answer(it: Exchange) -> None:
+        path = it.request.line.split()[1].partition(b"?")[0]
+        (reply,) = [body for end, body in WHOLE.items() if path.endswith(end)]
+        await it.reply(reply)
+
+    provider.script = answer
+    identity = await asyncio.to_thread(gateway.identity)
+    beside = {"X-Veklom-Session": token}
+
+    def call() -> None:
+        options: Any = {"api_key": identity, "max_retries": 0, "default_headers": beside}
+        with openai.OpenAI(base_url=gateway.url("openai/v1"), **options) as client:
+            client.chat.completions.create(model="m", messages=MESSAGE)
+        with anthropic.Anthropic(base_url=gateway.url("anthropic"), **options) as client_a:
+            client_a.messages.create(model="m", max_tokens=5, messages=MESSAGE)
+        http: Any = {"base_url": gateway.url("gemini"), "api_version": "v1beta", "headers": beside}
+        google = genai.Client(api_key=identity, http_options=http)
+        google.models.generate_content(model="m", contents="hello")
+        google.close()
+
+    await asyncio.to_thread(call)
+    assert len(provider.received) == 3
+    for each in provider.received:
+        fields = b"\n".join(name.lower() + b":" + value for name, value in each.headers)
+        assert fields.count(KEY.encode()) == 1
+        assert token.encode() not in fields
+        assert identity.encode() not in fields
+        assert b"veklom" not in fields
+
+
+WHOLE = {
+    b"/chat/completions": b'{"id":"c","object":"chat.completion","choices":[]}',
+    b"/messages": b'{"id":"m","type":"message","role":"assistant","content":[]}',
+    b":generateContent": b'{"candidates":[]}',
+}
 
 
 # As the official SDK for Node writes an upload: its fields in the order of the call's arguments.

@@ -422,3 +422,41 @@ def test_a_body_of_two_types_is_refused(house: House) -> None:
     told = house.tell(head)
     assert kinds(told) == ["CallDenied", "Answer"]
     assert code_of(told) == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("passed", "speaks"),
+    [
+        (b"", True),
+        (b"data: 1\n\n", True),
+        (b"data: 1\r\n\r\n", True),
+        (b"data: 1\r\r", True),
+        (b": a comment\n\n", True),
+        (b"data: 1", False),
+        (b"data: 1\n", False),
+        (b"data: 1\r\n", False),
+        (b"data: 1\n\ndata: {", False),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_last_words_stand_between_events_only(
+    house: House, passed: bytes, speaks: object, size: int
+) -> None:
+    """In the middle of an event nothing is said: it would complete what was never whole."""
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    forward.response.begin(200, [(b"Content-Type", b"text/event-stream; charset=utf-8")])
+    for position in range(0, len(passed), size):
+        forward.response.feed(passed[position : position + size])
+    words = forward.response.interrupt("draining", "The gateway is shutting down.")
+    assert words.startswith(b'data: {"error":') is bool(speaks)
+    assert bool(words) is bool(speaks)
+
+
+def test_what_is_no_stream_has_no_last_words(house: House) -> None:
+    """An event in the middle of a JSON body would be part of it."""
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    forward.response.begin(200, [(b"content-type", b"application/json")])
+    forward.response.feed(b"{}\n\n")
+    assert forward.response.interrupt("draining", "x") == b""

@@ -113,6 +113,7 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         """Stop in good order; then the log must verify, whatever the test did."""
         self.stop()
+        assert '"dropped"' not in self.log.read_text(), "a log line had a key that is not allowed"
         if self.verifies_log:
             self.verify_log()
 
