@@ -25,6 +25,7 @@ from gateway.config import (
     child_environment,
     read_policy_sources,
 )
+from gateway.descriptors import raise_descriptor_limit, require_descriptors
 from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
 from gateway.setup import load_policies
 from gateway.telemetry.logs import configure_logs, get_log
@@ -62,6 +63,8 @@ class Supervisor:
     def _prepare(self) -> None:
         """Make what every child takes for granted: folders, keys, and the key auditors pin."""
         config = self._config
+        require_descriptors(config)
+        raise_descriptor_limit()
         signer = load_signer(Path(config.state_dir), config.name)
         directory = Path(config.audit.directory)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -190,7 +193,8 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
-        ConfigurationError: The policies are wrong, or a development gateway is not on loopback.
+        ConfigurationError: The policies are wrong, a development gateway is not on loopback, or there
+            are too few descriptors.
     """
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
