@@ -60,7 +60,7 @@ from gateway.workers import ACK_SECONDS, Workers
 from policies.request import Principal
 
 SWEEP_SECONDS = 1.0
-"""How often sessions are checked for expiry, and keys for their age."""
+"""How often sessions are checked for expiry."""
 
 log = get_log()
 
@@ -186,7 +186,7 @@ class Control:
         try:
             return self._identities.verify(token, self._clock.now()).principal
         except KeysNeeded as needed:
-            await self._jwks.need(needed.issuer)
+            await self._answer_need(needed.issuer)
         try:
             return self._identities.verify(token, self._clock.now()).principal
         except KeysNeeded as needed:
@@ -199,7 +199,9 @@ class Control:
             raise Refused("invalid_token", "The token's key is not the issuer's.") from None
 
     def _on_keys(self, issuer: str, jwks: bytes | None) -> None:
-        if jwks is not None:
+        if jwks is None:
+            self._identities.remove_keys(issuer)
+        else:
             self._identities.install_keys(issuer, jwks)
         self._workers.tell(IssuerKeys(issuer=issuer, jwks=jwks))
 
@@ -251,7 +253,6 @@ class Control:
             if self._ledger is not None:
                 for session_id, reason in self._ledger.due():
                     await self._close(session_id, reason)
-            await self._jwks.refresh_due()
 
     def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:
         if not sweeper.cancelled():

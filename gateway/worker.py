@@ -157,7 +157,9 @@ class Worker:
                 cut = self._proxy.cut_session(message.session_id) if self._proxy else 0
                 link.send(Ack(n=message.n, count=cut))
             case IssuerKeys():
-                if message.jwks is not None:
+                if message.jwks is None:
+                    self._identities.remove_keys(message.issuer)
+                else:
                     self._identities.install_keys(message.issuer, message.jwks)
                 if self._proxy is not None:
                     self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
