@@ -6,6 +6,7 @@ workers what they need to know. It carries no calls.
 
 import asyncio
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import gateway
@@ -22,6 +23,7 @@ from gateway.audit.event import (
 )
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.keyfile import load_or_create_seed
+from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
     boot_argument,
@@ -73,6 +75,7 @@ class Control:
         self._protections = {"supervisor": boot.supervisor_protections, boot.role: protections}
         self._clock = SystemClock()
         self._workers = Workers()
+        self._refusals = RefusalBudget(self._clock)
         self._tokens = SessionTokenIssuer(boot.config.name)
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
@@ -117,6 +120,7 @@ class Control:
             session_tokens=SessionTokenVerifier(self._tokens.public_key, config.name),
             providers={provider.name: provider for provider in providers_from(config)},
             record=self._record,
+            refusals=self._refusals,
             proxy_url=boot.addresses["proxy"],
             sessions_url=boot.addresses["sessions"],
             clock=self._clock,
@@ -149,6 +153,7 @@ class Control:
         for runner in runners:
             await runner.cleanup()
         await self._jwks.close()
+        self._record_counted()
         try:
             await self._record(ProcessStopped(role=boot.role, reason=reason))
         except AuditUnavailable:
@@ -253,6 +258,12 @@ class Control:
             if self._ledger is not None:
                 for session_id, reason in self._ledger.due():
                     await self._close(session_id, reason)
+            self._record_counted()
+
+    def _record_counted(self) -> None:
+        if self._journal is not None:
+            with suppress(AuditUnavailable):
+                self._refusals.flush(self._journal.append)
 
     def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:
         if not sweeper.cancelled():

@@ -9,12 +9,14 @@ import asyncio
 import gc
 import json
 import socket
+from contextlib import suppress
 
 import uvloop
 
 import gateway
 from gateway.audit.event import ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
     boot_argument,
@@ -58,7 +60,8 @@ from keys.region import SecretRegion
 from keys.vault import SessionVault
 
 TOUCH_SECONDS = 1.0
-"""How often control hears which sessions were used; idle expiry is no finer than this."""
+"""How often control hears which sessions were used; idle expiry is no finer than this. Counted
+refusals are written as often."""
 
 
 class Worker:
@@ -72,6 +75,7 @@ class Worker:
         self._metrics = CallMetrics()
         self._sessions = SessionTable(SessionVault(region))
         self._identities = TokenVerifier(issuers_of(boot))
+        self._refusals = RefusalBudget(self._clock)
         self._link: Link | None = None
         self._proxy: Proxy | None = None
         self._journal: Journal | None = None
@@ -119,6 +123,7 @@ class Worker:
         reason = await self._stopped
         touching.cancel()
         await self._proxy.drain(config.timeouts.drain)
+        self._record_counted()
         try:
             journal.append(ProcessStopped(role=boot.role, reason=reason))
         except AuditUnavailable:
@@ -140,6 +145,7 @@ class Worker:
                 buffered=config.limits.buffered_body, streamed=config.limits.streamed_body
             ),
             metrics=self._metrics,
+            refusals=self._refusals,
             clock=self._clock,
         )
 
@@ -192,7 +198,13 @@ class Worker:
             touched.update(self._proxy.live_sessions)  # a long stream is use, too
         if touched and self._link is not None:
             self._link.send(Touched(session_ids=tuple(touched)))
+        self._record_counted()
         asyncio.get_running_loop().call_later(TOUCH_SECONDS, self._tell_touched)
+
+    def _record_counted(self) -> None:
+        if self._journal is not None:
+            with suppress(AuditUnavailable):  # they stay counted, and `veklom_denied` has them
+                self._refusals.flush(self._journal.append)
 
     def _on_link_lost(self, _link: Link) -> None:
         self._stop("control_lost")

@@ -52,6 +52,9 @@ MAX_PENDING_EVENTS: Final = 4096
 
 MAX_PENDING_BYTES: Final = 8 * 1024 * 1024
 
+ANONYMOUS_SHARE: Final = 0.5
+"""The part of both that records of unidentified callers may fill; the rest is kept for the others."""
+
 CHECKPOINT_EVENTS: Final = 256
 CHECKPOINT_SECONDS: Final = 1.0
 """A checkpoint is due after so many events, or so long after the first unsigned one."""
@@ -151,7 +154,11 @@ class Journal:
         size = len(line)
         if size > MAX_EVENT_BYTES:
             raise AuditUnavailable("an event is larger than an entry may be")
-        if self._pending_events >= MAX_PENDING_EVENTS or self._pending_bytes > MAX_PENDING_BYTES:
+        share = ANONYMOUS_SHARE if event.is_anonymous else 1
+        if (
+            self._pending_events >= MAX_PENDING_EVENTS * share
+            or self._pending_bytes > MAX_PENDING_BYTES * share
+        ):
             raise AuditUnavailable("the audit log does not keep up")
         self._pending_events += 1
         self._pending_bytes += size

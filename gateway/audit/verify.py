@@ -49,6 +49,7 @@ class _Line(msgspec.Struct):
     type: str
     call: str = ""
     checkpoints: int = 0
+    total: int = 0
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class LogReport:
     started: int = 0
     ended: int = 0
     denied: int = 0
+    counted: int = 0
     is_sealed: bool = False
     findings: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
@@ -103,6 +105,8 @@ class Report:
                 f"  calls       {log.started} started, {log.ended} ended, {log.denied} denied"
                 + (f", {open_calls} without an end" if open_calls else "")
             )
+            if log.counted:
+                yield f"  refusals    {log.counted} of unidentified callers, counted by code"
             yield from (f"  TAMPERED    {finding}" for finding in log.findings)
             yield from (f"  INCOMPLETE  {gap}" for gap in log.gaps)
         if not self.logs:
@@ -346,5 +350,7 @@ def _count(line: _Line, open_calls: set[str], report: LogReport) -> None:
             open_calls.discard(line.call)
         case "call.denied":
             report.denied += 1
+        case "refusals.counted":
+            report.counted += line.total
         case _:
             pass

@@ -286,6 +286,24 @@ async def test_the_queue_is_bounded(open_journal: Open, monkeypatch: pytest.Monk
     journal.close()
 
 
+async def test_room_is_kept_for_known_callers(
+    open_journal: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals of unidentified callers fill a part of the queue only; the rest takes other events."""
+    monkeypatch.setattr(journal_module, "MAX_PENDING_EVENTS", 8)
+    journal = open_journal()
+    nobody = SessionRefused(tenant="", issuer="", subject="", code="c", client_address="")
+    for _ in range(3):  # this thread does not let the loop run: nothing is acknowledged in between
+        journal.append(nobody)
+    with pytest.raises(AuditUnavailable, match="keep up"):
+        journal.append(nobody)
+    for _ in range(4):
+        journal.append(started())
+    with pytest.raises(AuditUnavailable, match="keep up"):
+        journal.append(started())
+    journal.close()
+
+
 async def test_an_event_too_large_is_refused_alone(open_journal: Open) -> None:
     """An event beyond a tlog entry's size is refused, and the log goes on without a hole."""
     journal = open_journal()
