@@ -316,8 +316,9 @@ def _providers(section: Section, place: Callable[[str], str]) -> dict[str, Provi
         known = CATALOGUE.get(name)
         dialect = inner.choice("dialect", list(DIALECTS), known.dialect if known else None)
         base_url = inner.string("base_url", known.base_url if known else None)
-        if not base_url:
-            inner.fault("base_url", "is required for this provider")
+        given = inner.value("base_url")
+        if given is not None and given.data == "":
+            inner.fault("base_url", "must not be empty")
         plain_http = inner.boolean("plain_http", default=False)
         if base_url.startswith("http://") and not plain_http:
             inner.fault("base_url", "is plain HTTP: use https, or declare plain_http: true")

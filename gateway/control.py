@@ -14,6 +14,7 @@ Laws of this file:
 import asyncio
 import socket
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from gateway.audit.event import (
 )
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.keyfile import load_or_create_seed, load_signer
+from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
     Protections,
@@ -83,7 +85,7 @@ from keys.hpke import DepositKeyRing
 from policies.request import Principal
 
 SWEEP_SECONDS = 1.0
-"""How often sessions are checked for expiry, and keys for their age."""
+"""How often sessions are checked for expiry."""
 
 TAKEOVER_SECONDS = 10.0
 """How long workers may take to say what they hold: 100,000 sessions of three keys took 3 s on a
@@ -116,6 +118,7 @@ class Control:
         self._protections = {"supervisor": boot.supervisor_protections, boot.role: protections}
         self._clock = SystemClock()
         self._workers = Workers()
+        self._refusals = RefusalBudget(self._clock)
         secrets = BootSecrets.open(boot.secrets)
         self._tokens = SessionTokenIssuer(boot.config.name, secrets.token_seed)
         self._development = DevelopmentIssuer() if boot.is_dev else None
@@ -183,6 +186,7 @@ class Control:
         if reason in {"shutdown", "supervisor_lost"}:
             await self._close_all(None if reason == "shutdown" else CLOSE_ALL_SECONDS)
         await self._jwks.close()
+        self._record_counted()
         try:
             await self._record(ProcessStopped(role=boot.role, reason=reason))
         except AuditUnavailable:
@@ -198,6 +202,7 @@ class Control:
             session_tokens=SessionTokenVerifier(self._tokens.public_key, boot.config.name),
             providers={provider.name: provider for provider in providers_from(boot.config)},
             record=self._record,
+            refusals=self._refusals,
             proxy_url=boot.addresses["proxy"],
             sessions_url=boot.addresses["sessions"],
             clock=self._clock,
@@ -364,7 +369,7 @@ class Control:
         try:
             return self._identities.verify(token, self._clock.now()).principal
         except KeysNeeded as needed:
-            await self._jwks.need(needed.issuer)
+            await self._answer_need(needed.issuer)
         try:
             return self._identities.verify(token, self._clock.now()).principal
         except KeysNeeded as needed:
@@ -377,7 +382,9 @@ class Control:
             raise Refused("invalid_token", "The token's key is not the issuer's.") from None
 
     def _on_keys(self, issuer: str, jwks: bytes | None) -> None:
-        if jwks is not None:
+        if jwks is None:
+            self._identities.remove_keys(issuer)
+        else:
             self._identities.install_keys(issuer, jwks)
         self._workers.tell(IssuerKeys(issuer=issuer, jwks=jwks))
 
@@ -443,7 +450,11 @@ class Control:
             for session_id, reason in self._ledger.due():
                 await self._close(session_id, reason)
             self._deposit_keys.forget_expired()
-            await self._jwks.refresh_due()
+            self._record_counted()
+
+    def _record_counted(self) -> None:
+        with suppress(AuditUnavailable):
+            self._refusals.flush(self._journal.append)
 
     def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:
         if not sweeper.cancelled():

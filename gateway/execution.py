@@ -9,7 +9,8 @@ reads a socket or knows of one, so that HTTP, tests and whatever comes later dri
 
 Laws of this file:
 - no step may be reached but through the one before it;
-- a refusal is recorded too, and stays a refusal when the record fails;
+- a refusal is recorded too, and stays a refusal when the record fails; of callers whom nobody could
+  identify so many are recorded one by one as the budget allows, and the others are counted;
 - what was reserved is settled on every way out, and before the end is recorded;
 - an end that cannot be recorded never looks like a clean end to the caller.
 
@@ -24,6 +25,7 @@ import msgspec
 
 from gateway.audit.event import CallDenied, CallEnd, CallStart, UsageRecord
 from gateway.audit.journal import AuditUnavailable
+from gateway.audit.refusals import RefusalBudget
 from gateway.clock import Clock
 from gateway.errors import Fault, Refused
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
@@ -369,6 +371,7 @@ class Execution:
         limiter: MemoryLimiter,
         limits: BodyLimits,
         metrics: CallMetrics,
+        refusals: RefusalBudget,
         clock: Clock,
     ) -> None:
         self._routes = routes
@@ -379,6 +382,7 @@ class Execution:
         self._limiter = limiter
         self._limits = limits
         self._metrics = metrics
+        self._refusals = refusals
         self._clock = clock
 
     def run(self, head: RequestHead) -> Story:
@@ -614,10 +618,17 @@ class Execution:
         self._settle(call)
         problem = problem_from(refusal)
         self._metrics.observe_denied(refusal.code)
+        event = self._denied_event(call, refusal, problem.status)
         try:
-            yield Record(self._denied_event(call, refusal, problem.status))
+            if event.is_anonymous and not self._refusals.spend():
+                self._refusals.count(problem.code)
+            else:
+                yield Record(event)
         except AuditUnavailable:
-            self._metrics.observe_unrecorded_denial()  # a denial stays a denial
+            # A denial stays a denial; what cannot be recorded on its own may yet be counted.
+            self._metrics.observe_unrecorded_denial()
+            if event.is_anonymous:
+                self._refusals.count(problem.code)
         yield self._answer(call, refusal)
 
     def _answer(self, call: _Call, refusal: Refused) -> Answer:

@@ -52,7 +52,7 @@ class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session")
 
 
 class IssuerKeys(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-keys"):
-    """An issuer's key set, or `jwks=None` where it could not be had."""
+    """An issuer's key set; `jwks=None` says that there is none: forget what you have."""
 
     issuer: str
     jwks: bytes | None

@@ -9,6 +9,7 @@ from gateway.config import (
     providers_from,
     read_policy_sources,
 )
+from gateway.descriptors import require_descriptors
 from gateway.tls import client_context, server_context
 from policies.document import DocumentError
 from policies.rules import PolicySet, load_policy_set
@@ -35,7 +36,11 @@ def check_deployment(path: Path) -> list[str]:
     """
     config = load_config(path)
     policy_set = load_policies(config)
-    faults = []
+    faults: list[str] = []
+    try:
+        require_descriptors(config)
+    except ConfigurationError as error:
+        faults += (f"{path}: {fault}" for fault in error.faults)
     for name, listener in zip(
         ("proxy", "sessions", "admin"),
         (config.listeners.proxy, config.listeners.sessions, config.listeners.admin),

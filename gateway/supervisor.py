@@ -27,6 +27,7 @@ from gateway.boot import EXIT_CONFIGURATION, Boot, write_boot
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigurationError, child_environment
 from gateway.deployment import Deployment, read_deployment, reload_deployment
+from gateway.descriptors import raise_descriptor_limit, require_descriptors
 from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
 from gateway.leash import Holder, NewRelay, Restarts, Retire
 from gateway.listening import Listening
@@ -346,6 +347,8 @@ def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
 
     Return what protects this process, with the reason where it does not hold.
     """
+    require_descriptors(config)
+    raise_descriptor_limit()
     signer = load_signer(Path(config.state_dir), config.name)
     directory = Path(config.audit.directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -359,8 +362,8 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
-        ConfigurationError: The policies are wrong, a development gateway is not on loopback, or a
-            required protection of memory does not hold.
+        ConfigurationError: The policies are wrong, a development gateway is not on loopback, there
+            are too few descriptors, or a required protection of memory does not hold.
     """
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:

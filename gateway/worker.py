@@ -15,6 +15,7 @@ import asyncio
 import gc
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 import uvloop
@@ -22,6 +23,7 @@ import uvloop
 import gateway
 from gateway.audit.event import ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
     Protections,
@@ -72,7 +74,8 @@ from keys.region import SecretRegion
 from keys.vault import SessionVault
 
 TOUCH_SECONDS = 1.0
-"""How often control hears which sessions were used; idle expiry is no finer than this."""
+"""How often control hears which sessions were used; idle expiry is no finer than this. Counted
+refusals are written as often."""
 
 WITHOUT_CONTROL_SECONDS = 60.0
 """How long sessions are served that nobody could close: far longer than control takes to start."""
@@ -96,6 +99,7 @@ class Worker:
         secrets = BootSecrets.open(boot.secrets)
         self._sessions = SessionTable(SessionVault(region, secrets.boot_key))
         self._identities = TokenVerifier(issuers_of(boot))
+        self._refusals = RefusalBudget(self._clock)
         self._link: Link | None = None
         self._without_control_since: float | None = None
         self._kept: KeepCounts | None = None
@@ -129,6 +133,7 @@ class Worker:
         await self._drain(reason)
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
+        self._record_counted()
         try:
             journal.append(ProcessStopped(role=boot.role, reason=reason))
         except AuditUnavailable:
@@ -208,6 +213,7 @@ class Worker:
                 buffered=config.limits.buffered_body, streamed=config.limits.streamed_body
             ),
             metrics=self._metrics,
+            refusals=self._refusals,
             clock=self._clock,
         )
 
@@ -285,10 +291,7 @@ class Worker:
                 cut = self._proxy.cut_session(message.session_id) if self._proxy else 0
                 self._confirm(link, message.n, cut)
             case IssuerKeys():
-                if message.jwks is not None:
-                    self._identities.install_keys(message.issuer, message.jwks)
-                if self._proxy is not None:
-                    self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
+                self._take_keys(message)
             case Serve():
                 self._without_control_since = None
                 self._sessions.resume()
@@ -300,6 +303,14 @@ class Worker:
                 link.send(Snapshot(n=message.n, data=self._snapshot()))
             case _:
                 self._stop("relay_confused")
+
+    def _take_keys(self, message: IssuerKeys) -> None:
+        if message.jwks is None:
+            self._identities.remove_keys(message.issuer)
+        else:
+            self._identities.install_keys(message.issuer, message.jwks)
+        if self._proxy is not None:
+            self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
 
     @staticmethod
     def _confirm(link: Link, n: int, count: int = 0) -> None:
@@ -329,6 +340,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TOUCH_SECONDS)
+            self._record_counted()
             used = self._note_use()
             if used and self._link is not None:
                 self._link.send(Touched(session_ids=used))
@@ -339,6 +351,11 @@ class Worker:
     def _note_use(self) -> tuple[str, ...]:
         live = self._proxy.live_sessions if self._proxy is not None else ()
         return self._sessions.note_use(live, self._clock.now())
+
+    def _record_counted(self) -> None:
+        if self._journal is not None:
+            with suppress(AuditUnavailable):  # they stay counted, and `veklom_denied` has them
+                self._refusals.flush(self._journal.append)
 
     def _on_tick_ended(self, ticking: asyncio.Task[None]) -> None:
         if not ticking.cancelled():

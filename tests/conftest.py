@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from tests.simulators.gateway import Gateway
 from tests.simulators.provider import Provider
 
 KEY = "sk-planted-5f1d7c0e9b8a4f6d-key-of-the-customer"
+
+
+@pytest.fixture(autouse=True)
+def forgotten_logs() -> Iterator[None]:
+    """Set up logs for one test only: the next one has another standard error."""
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest_asyncio.fixture

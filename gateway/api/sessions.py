@@ -1,7 +1,6 @@
 """`/v1/sessions`: callers open, renew and close sessions. The only listener that hears keys."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -14,6 +13,7 @@ from gateway.api.ledger import Entry, Recorder, SessionLedger
 from gateway.api.quiet import problems
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable
+from gateway.audit.refusals import RefusalBudget
 from gateway.clock import Clock
 from gateway.errors import Refused
 from gateway.identity.dev_issuer import DevelopmentIssuer
@@ -52,6 +52,7 @@ class SessionsApi:
         session_tokens: SessionTokenVerifier,
         providers: Mapping[str, Provider],
         record: Recorder,
+        refusals: RefusalBudget,
         proxy_url: str,
         sessions_url: str,
         clock: Clock,
@@ -64,6 +65,7 @@ class SessionsApi:
         self._session_tokens = session_tokens
         self._providers = providers
         self._record = record
+        self._refusals = refusals
         self._proxy_url = proxy_url
         self._sessions_url = sessions_url
         self._clock = clock
@@ -211,10 +213,20 @@ class SessionsApi:
         except AuditUnavailable:
             raise Refused("audit_unavailable", "The audit log cannot be written.") from None
         except Refused as refusal:
-            # A refusal stays a refusal, even if it cannot be recorded.
-            with contextlib.suppress(AuditUnavailable):
-                await self._record(_refused(refusal, request))
+            await self._record_refusal(_refused(refusal, request))
             raise
+
+    async def _record_refusal(self, event: SessionRefused) -> None:
+        """Record a refusal, or count it where nobody can be identified and the budget is spent."""
+        if event.is_anonymous and not self._refusals.spend():
+            self._refusals.count(event.code)
+            return
+        try:
+            await self._record(event)
+        except AuditUnavailable:
+            # A refusal stays a refusal, even if it cannot be recorded.
+            if event.is_anonymous:
+                self._refusals.count(event.code)
 
     def _with_token(self, entry: Entry, token: str, *, status: int) -> web.Response:
         public = entry.to_public()

@@ -16,6 +16,11 @@ VERSION: Final = 1
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Any event; each kind names itself in `type`."""
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether it is about a caller whom nobody could identify."""
+        return False
+
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the provider counted them; `source` is `none` where it did not say.
@@ -100,6 +105,11 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     client_address: str
     reasons: tuple[str, ...]
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether neither a token nor a session said who called."""
+        return not self.subject
+
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
     """A caller deposited credentials; `deposit` says how they came: `plain` or `hpke`."""
@@ -152,6 +162,30 @@ class SessionRefused(Event, frozen=True, kw_only=True, tag="session.refused"):
     subject: str
     code: str
     client_address: str
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether no token said who asked."""
+        return not self.subject
+
+
+class CodeCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many refusals had one code."""
+
+    code: str
+    count: int
+
+
+class RefusalsCounted(Event, frozen=True, kw_only=True, tag="refusals.counted"):
+    """Refusals of callers whom nobody could identify, beyond what is recorded one by one.
+
+    `period_us` is how long ago the first of them was, in microseconds; `total` is the sum of all
+    codes. In a worker's log they are calls, in the control process's sessions not opened or renewed.
+    """
+
+    total: int
+    codes: tuple[CodeCount, ...]
+    period_us: int
 
 
 class ConfigurationLoaded(Event, frozen=True, kw_only=True, tag="configuration.loaded"):

@@ -10,13 +10,18 @@ Laws of this file:
 - after the first error nothing is written any more, every waiter hears of it, and every later append
   raises: a log with a hole would be worse than a gateway that refuses (fsyncgate: a failed fdatasync
   may not be tried again on the same descriptor);
-- a log belongs to one writer (flock) and is never reopened: a restart begins a new one.
+- a log belongs to one writer (flock) and is never reopened: a restart begins a new one;
+- what makes an event durable and signed needs no descriptor but those that are held from the start:
+  whoever exhausts a process's descriptors does not end its log. What does need one, a new segment
+  and the copy in `checkpoint`, waits until there is one.
 
 On disk, below the log's directory: `seg/<first index>.jsonl` (one event a line), `checkpoints.jsonl`
 (every signed note as a JSON string), `checkpoint` (the latest note) and `vkey`.
 """
 
 import asyncio
+import contextvars
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +29,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -35,6 +41,7 @@ from gateway.audit.event import VERSION, Event, LogOpened, LogSealed
 from gateway.audit.tree import Frontier
 from gateway.clock import Clock
 from gateway.errors import GatewayError
+from gateway.telemetry.logs import get_log
 from keys.signing import Signer
 
 MAX_EVENT_BYTES: Final = 65_535
@@ -45,16 +52,23 @@ MAX_PENDING_EVENTS: Final = 4096
 
 MAX_PENDING_BYTES: Final = 8 * 1024 * 1024
 
+ANONYMOUS_SHARE: Final = 0.5
+"""The part of both that records of unidentified callers may fill; the rest is kept for the others."""
+
 CHECKPOINT_EVENTS: Final = 256
 CHECKPOINT_SECONDS: Final = 1.0
 """A checkpoint is due after so many events, or so long after the first unsigned one."""
 
 MAX_SEGMENT_BYTES: Final = 64 * 1024 * 1024
 
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
 Waiter = Callable[["AuditUnavailable | None"], None]
 _Item = tuple[bytes, Waiter | None]
 
 _encoder = msgspec.json.Encoder()
+
+log = get_log()
 
 
 class AuditUnavailable(GatewayError):
@@ -80,6 +94,9 @@ class Journal:
         self.durable_events = 0
         self._clock = clock
         self._loop = loop
+        self._directory = directory
+        # The writer's thread says whose log failed: what the operational log binds is the caller's.
+        self._context = contextvars.copy_context()
         self._writer = _Writer(directory, origin, signer)
         self._turn: list[_Item] = []
         self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
@@ -137,7 +154,11 @@ class Journal:
         size = len(line)
         if size > MAX_EVENT_BYTES:
             raise AuditUnavailable("an event is larger than an entry may be")
-        if self._pending_events >= MAX_PENDING_EVENTS or self._pending_bytes > MAX_PENDING_BYTES:
+        share = ANONYMOUS_SHARE if event.is_anonymous else 1
+        if (
+            self._pending_events >= MAX_PENDING_EVENTS * share
+            or self._pending_bytes > MAX_PENDING_BYTES * share
+        ):
             raise AuditUnavailable("the audit log does not keep up")
         self._pending_events += 1
         self._pending_bytes += size
@@ -216,7 +237,21 @@ class Journal:
                 step()
             except Exception as error:  # noqa: BLE001 - whatever broke, the log has failed
                 self._failure = AuditUnavailable(f"the audit log failed: {type(error).__name__}")
+                self._context.run(self._report, error)
         return self._failure
+
+    def _report(self, error: Exception) -> None:
+        """Tell the operator, once: nothing is served from here on."""
+        number = error.errno if isinstance(error, OSError) else None
+        # The operational log may lie on the same full disk; waiters have to hear all the same.
+        with suppress(OSError, ValueError):
+            log.error(
+                "audit.failed",
+                error=type(error).__name__,
+                reason=os.strerror(number) if number else "",
+                path=str(self._directory),
+                hint="calls are refused until a restart begins a new log",
+            )
 
     def _tell(
         self, waiters: list[Waiter | None], size: int, error: AuditUnavailable | None
@@ -245,6 +280,7 @@ class _Writer:
         self._signer = signer
         self._tree = Frontier()
         self._signed_size = 0
+        self._unpublished = ""
         self.checkpoints = 0
         self._unsigned_since = 0.0
         (directory / "seg").mkdir(mode=0o700, parents=True)
@@ -252,15 +288,28 @@ class _Writer:
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (directory / "vkey").write_text(signer.vkey + "\n")
         self._notes = _open_new(directory / "checkpoints.jsonl")
-        self._begin_segment()
+        self._segments = os.open(directory / "seg", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = self._open_segment()
 
-    def _begin_segment(self) -> None:
-        self._path = self._directory / "seg" / f"{self._tree.size:020}.jsonl"
-        self._fd = _open_new(self._path)
+    def _open_segment(self) -> int:
+        path = self._directory / "seg" / f"{self._tree.size:020}.jsonl"
+        fd = _open_new(path)
+        self._path = path
         self._segment_bytes = 0
         # A crash before the folder is synced loses an empty file, never an acknowledged event.
-        _sync_directory(self._path.parent)
+        os.fsync(self._segments)
         os.fsync(self._lock)
+        return fd
+
+    def _next_segment(self) -> None:
+        try:
+            fd = self._open_segment()
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+            return  # this segment grows until the next commit finds a descriptor
+        os.close(self._fd)
+        self._fd = fd
 
     def write(self, lines: list[bytes]) -> None:
         """Make the lines durable."""
@@ -283,8 +332,7 @@ class _Writer:
         for line in lines:
             self._tree.append(line)
         if self._segment_bytes > MAX_SEGMENT_BYTES:
-            os.close(self._fd)
-            self._begin_segment()
+            self._next_segment()
         if (
             self._tree.size - self._signed_size >= CHECKPOINT_EVENTS
             or self.seconds_to_checkpoint() == 0
@@ -294,26 +342,39 @@ class _Writer:
     def seconds_to_checkpoint(self) -> float | None:
         """Return how long until a checkpoint is due, None while everything is signed."""
         if self._signed_size == self._tree.size:
-            return None
+            return CHECKPOINT_SECONDS if self._unpublished else None
         passed = time.monotonic() - self._unsigned_since  # noqa: TID251 - a pace, not an instant
         return max(0.0, CHECKPOINT_SECONDS - passed)
 
     def checkpoint(self) -> None:
-        """Sign the tree as it is."""
-        note = Checkpoint(self._origin, self._tree.size, self._tree.root()).sign(self._signer)
-        _write_all(self._notes, json.dumps(note, ensure_ascii=False).encode() + b"\n")
-        os.fdatasync(self._notes)
-        # A crash here leaves `checkpoint` one behind `checkpoints.jsonl`; readers take the later.
+        """Sign the tree as it is; once it is, only make up for what could not be published."""
+        if self._signed_size < self._tree.size:
+            note = Checkpoint(self._origin, self._tree.size, self._tree.root()).sign(self._signer)
+            _write_all(self._notes, json.dumps(note, ensure_ascii=False).encode() + b"\n")
+            os.fdatasync(self._notes)
+            self._signed_size = self._tree.size
+            self.checkpoints += 1
+            self._unpublished = note
+        # A crash here leaves `checkpoint` behind `checkpoints.jsonl`; readers take the later.
+        if self._unpublished:
+            self._publish(self._unpublished)
+
+    def _publish(self, note: str) -> None:
+        """Put a note into `checkpoint`, whole or not at all."""
         temporary = self._directory / "checkpoint.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+            return  # the note is safe in the list; the copy is tried again with the next, or in time
         try:
             _write_all(fd, note.encode())
             os.fsync(fd)
         finally:
             os.close(fd)
         temporary.replace(self._directory / "checkpoint")
-        self._signed_size = self._tree.size
-        self.checkpoints += 1
+        self._unpublished = ""
 
     def checkpoint_if_unsigned(self) -> None:
         """Sign the tree unless it is signed as it is."""
@@ -323,8 +384,11 @@ class _Writer:
     def close(self) -> None:
         """Sign what is unsigned and let go of the files."""
         self.checkpoint_if_unsigned()
-        for fd in (self._fd, self._notes, self._lock):
+        for fd in (self._fd, self._notes, self._segments):
             os.close(fd)
+        if self._unpublished:
+            self._publish(self._unpublished)  # now there are descriptors
+        os.close(self._lock)
 
 
 def _open_new(path: Path) -> int:
@@ -336,11 +400,3 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,6 +5,7 @@ What is checked, for each log below a directory:
 - every checkpoint is signed by the trusted key, in canonical form, for this origin, with sizes that
   grow, and its root is that of the lines before it, byte for byte;
 - `checkpoint` is the last of `checkpoints.jsonl`, and no checkpoint was taken out of a sealed log;
+- there are at least as many events as were signed, in a folder that bears any mark of a log;
 - every call that ended had started, once.
 What no local check can see is a log cut back together with its checkpoints, or removed whole: that
 takes a witness who remembers.
@@ -34,6 +35,9 @@ class ExitCode(IntEnum):
     USAGE = 3
 
 
+_MARKS = ("seg", "checkpoint", "checkpoints.jsonl")
+
+
 class _Line(msgspec.Struct):
     """The part of an event that verification reads."""
 
@@ -45,6 +49,7 @@ class _Line(msgspec.Struct):
     type: str
     call: str = ""
     checkpoints: int = 0
+    total: int = 0
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class LogReport:
     started: int = 0
     ended: int = 0
     denied: int = 0
+    counted: int = 0
     is_sealed: bool = False
     findings: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
@@ -99,6 +105,8 @@ class Report:
                 f"  calls       {log.started} started, {log.ended} ended, {log.denied} denied"
                 + (f", {open_calls} without an end" if open_calls else "")
             )
+            if log.counted:
+                yield f"  refusals    {log.counted} of unidentified callers, counted by code"
             yield from (f"  TAMPERED    {finding}" for finding in log.findings)
             yield from (f"  INCOMPLETE  {gap}" for gap in log.gaps)
         if not self.logs:
@@ -129,7 +137,7 @@ def verify_path(path: Path, vkey: str | None = None) -> Report:
         ValueError: No key was given and none lies there, or it is no key.
         OSError: The path cannot be read.
     """
-    directories = sorted(seg.parent for seg in path.glob("**/seg") if seg.is_dir())
+    directories = _find_logs(path)
     trusted = vkey is not None
     if vkey is None:
         beside = [path / "vkey", path.parent / "vkey"]
@@ -143,6 +151,20 @@ def verify_path(path: Path, vkey: str | None = None) -> Report:
     return Report(vkey.strip(), trusted, [_read_log(each, verifier) for each in directories])
 
 
+def _find_logs(path: Path) -> list[Path]:
+    """Return every folder at or below `path` with a trace of a log: what was removed is missed."""
+    logs: set[Path] = set()
+    keys: set[Path] = set()
+    for found in path.rglob("*"):
+        if found.name in _MARKS:
+            logs.add(found.parent)
+        elif found.name == "vkey" and found.parent != path:
+            keys.add(found.parent)
+    # The key that auditors pin lies beside logs, not in one.
+    beside = {log.parent for log in logs}
+    return sorted(logs | keys - beside)
+
+
 def _ascii(data: bytes) -> str:
     try:
         return data.decode("ascii")
@@ -152,29 +174,39 @@ def _ascii(data: bytes) -> str:
 
 def _read_log(directory: Path, verifier: Verifier) -> LogReport:
     report = LogReport(directory.name)
-    try:
-        claimed = (directory / "vkey").read_bytes()
-        notes = (directory / "checkpoints.jsonl").read_bytes()
-        latest = directory / "checkpoint"
-        latest_note = latest.read_bytes() if latest.exists() else b""
-    except OSError as error:
-        report.gaps.append(f"{Path(error.filename).name} is missing")
-        return report
-    try:
-        if Verifier.from_vkey(_ascii(claimed)).public != verifier.public or (
-            claimed.count(b"\n") != 1 or not claimed.endswith(b"\n")
-        ):
-            report.findings.append("the log names another key than the trusted one")
-    except ValueError:
-        report.findings.append("the log's key file is damaged")
-    checkpoints = list(_checkpoints(notes, latest_note, verifier, report))
+    claimed, notes, latest_note = (
+        _read(directory / name) for name in ("vkey", "checkpoints.jsonl", "checkpoint")
+    )
+    if claimed is None:
+        report.gaps.append("vkey is missing")
+    elif not _is_key(claimed, verifier):
+        report.findings.append("the log names another key than the trusted one, or none")
+    if notes is None:
+        report.gaps.append("checkpoints.jsonl is missing")
+    checkpoints = list(_checkpoints(notes or b"", latest_note, verifier, report))
     if not report.findings:
         verify_lines(_lines(directory, report), checkpoints, report)
     return report
 
 
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_key(claimed: bytes, verifier: Verifier) -> bool:
+    try:
+        named = Verifier.from_vkey(_ascii(claimed))
+    except ValueError:
+        return False
+    is_whole = claimed.count(b"\n") == 1 and claimed.endswith(b"\n")
+    return is_whole and named.public == verifier.public
+
+
 def _checkpoints(
-    notes: bytes, latest_note: bytes, verifier: Verifier, report: LogReport
+    notes: bytes, latest_note: bytes | None, verifier: Verifier, report: LogReport
 ) -> Iterator[Checkpoint]:
     """Return the checkpoints in the order of their sizes, noting what is wrong with them."""
     lines = notes.split(b"\n")
@@ -202,20 +234,32 @@ def _checkpoints(
         size = checkpoint.size
         report.checkpoints += 1
         yield checkpoint
-    last_two = lines[-2:]
-    known = [json.dumps(latest_note.decode(errors="replace"), ensure_ascii=False).encode()]
-    if lines and known[0] not in last_two:
-        report.findings.append("`checkpoint` is not the last checkpoint of the log")
-    elif lines and known[0] != lines[-1]:
-        report.gaps.append("`checkpoint` is one behind: the writer was stopped between the two")
-    elif latest_note and not lines:
-        report.findings.append("`checkpoint` is signed, but the list of checkpoints is empty")
+    _check_latest(lines, latest_note, report)
+
+
+def _check_latest(lines: Sequence[bytes], latest_note: bytes | None, report: LogReport) -> None:
+    """Compare `checkpoint` with the list, which is written first and never shortened."""
+    if latest_note is None:
+        if lines:
+            report.gaps.append("checkpoint is missing")
+        return
+    latest = json.dumps(latest_note.decode(errors="replace"), ensure_ascii=False).encode()
+    if latest not in lines:
+        report.findings.append("`checkpoint` is not in the list of checkpoints")
+    elif latest != lines[-1]:
+        report.gaps.append(
+            "`checkpoint` is behind the list: the writer was stopped between the two"
+        )
 
 
 def _lines(directory: Path, report: LogReport) -> Iterator[bytes]:
     """Return the log's lines without their line feeds, segment by segment."""
     index = 0
-    segments = sorted((directory / "seg").iterdir())
+    folder = directory / "seg"
+    if not folder.is_dir():
+        report.gaps.append("seg is missing")
+        return
+    segments = sorted(folder.iterdir())
     for position, segment in enumerate(segments):
         if segment.name != f"{index:020}.jsonl":
             report.findings.append(f"segment {segment.name} does not begin at event {index}")
@@ -306,5 +350,7 @@ def _count(line: _Line, open_calls: set[str], report: LogReport) -> None:
             open_calls.discard(line.call)
         case "call.denied":
             report.denied += 1
+        case "refusals.counted":
+            report.counted += line.total
         case _:
             pass

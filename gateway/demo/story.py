@@ -68,6 +68,7 @@ def _write_config(folder: Path, upstream: str) -> Path:
         "providers": {"openai": {"base_url": upstream, "plain_http": True}},
         "policies": {"path": "policies"},
         "audit": {"directory": "audit"},
+        "limits": {"connections": 64, "upstream_connections": 64},  # runs wherever it is shown
     }
     path = folder / "config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML 1.2

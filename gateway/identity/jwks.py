@@ -3,13 +3,20 @@
 Laws of this file:
 - one fetch at a time for an issuer, however many wait for it;
 - an unknown key id causes at most one fetch in `COOLDOWN_SECONDS`;
-- keys that were once had stay in use while the issuer is unreachable (`STALE_SECONDS`);
+- keys that were once had stay in use while the issuer is unreachable, for `STALE_SECONDS` after they
+  were fetched and no longer;
+- `on_keys` hears what holds now: a key set to verify by, or None, which means that there is none and
+  that whatever was had must be forgotten. A fetch that fails while the keys are young enough is no
+  None;
+- the cache keeps itself fresh in a task of its own: an issuer that hangs delays nobody but those who
+  wait for its keys;
 - HTTPS only (plain HTTP where declared), no redirects, bounded size and time, and the discovery
   document must name the issuer byte for byte.
 """
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -26,6 +33,9 @@ REFRESH_SECONDS: Final = 300.0
 COOLDOWN_SECONDS: Final = 30.0
 STALE_SECONDS: Final = 24 * 3600.0
 FETCH_SECONDS: Final = 5.0
+
+REFRESH_CHECK_SECONDS: Final = 1.0
+"""How often keys are checked for their age."""
 
 OnKeys = Callable[[str, bytes | None], None]
 
@@ -44,58 +54,77 @@ class _State:
     def __init__(self, source: JwksSource) -> None:
         self.source = source
         self.jwks: bytes | None = None
-        self.fetched_at = 0.0
+        self.fetched_at = -math.inf
         self.tried_at: float | None = None
         self.task: asyncio.Task[None] | None = None
 
+    def usable(self, now: float) -> bytes | None:
+        """Return the keys unless they are too old to be trusted."""
+        return self.jwks if now - self.fetched_at <= STALE_SECONDS else None
+
+    def may_try(self, now: float) -> bool:
+        """Return whether it is long enough ago that the issuer was asked."""
+        pause = COOLDOWN_SECONDS if self.usable(now) is not None else 1.0
+        return self.tried_at is None or now - self.tried_at > pause
+
 
 class JwksCache:
-    """The key sets of every configured issuer. `on_keys` hears each, or None where it has none."""
+    """The key sets of every configured issuer. `on_keys` hears each, or None to forget it."""
 
     def __init__(self, sources: Sequence[JwksSource], clock: Clock, on_keys: OnKeys) -> None:
         self._states = {source.issuer: _State(source) for source in sources}
         self._clock = clock
         self._on_keys = on_keys
         self._session: aiohttp.ClientSession | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Fetch every issuer's keys once; an issuer that does not answer is asked again later."""
+        """Fetch every issuer's keys, from now on again and again; one that is silent is asked later."""
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
         await asyncio.gather(*[self.need(issuer) for issuer in self._states])
+        self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
 
     def known(self) -> list[tuple[str, bytes]]:
         """Return every issuer whose keys are at hand, with them."""
         return [(name, state.jwks) for name, state in self._states.items() if state.jwks]
 
     async def need(self, issuer: str) -> None:
-        """Fetch the issuer's keys unless that was just tried; tell `on_keys` what there is."""
+        """Fetch the issuer's keys unless that was just tried; tell `on_keys` what there is.
+
+        Of an issuer whose keys are not fetched here there is nothing to tell.
+        """
         state = self._states.get(issuer)
         if state is None:
-            self._on_keys(issuer, None)
             return
         now = self._clock.monotonic()
-        if state.task is None and (
-            state.tried_at is None or now - state.tried_at > self._pause(state)
-        ):
+        if state.task is None and state.may_try(now):
             state.tried_at = now
             state.task = asyncio.get_running_loop().create_task(self._refresh(state))
         if state.task is not None:
             await asyncio.shield(state.task)
-        self._on_keys(issuer, state.jwks)
+        self._on_keys(issuer, state.usable(self._clock.monotonic()))
 
-    @staticmethod
-    def _pause(state: _State) -> float:
-        return COOLDOWN_SECONDS if state.jwks is not None else 1.0
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_CHECK_SECONDS)
+            # What is unforeseen must not end this: keys that nobody refreshes grow stale unnoticed.
+            for result in await self.refresh_due():
+                if isinstance(result, Exception):
+                    log.error("issuer.keys_not_fetched", error=type(result).__name__)
 
-    async def refresh_due(self) -> None:
-        """Fetch what has grown old; called now and then."""
+    async def refresh_due(self) -> list[BaseException | None]:
+        """Fetch what has grown old, drop what is too old; return what went wrong, if anything."""
         now = self._clock.monotonic()
-        due = [i for i, s in self._states.items() if now - s.fetched_at > REFRESH_SECONDS]
-        await asyncio.gather(*map(self.need, due))
+        due = [
+            issuer
+            for issuer, state in self._states.items()
+            if now - state.fetched_at > REFRESH_SECONDS and state.may_try(now)
+        ]
+        return await asyncio.gather(*map(self.need, due), return_exceptions=True)
 
     async def _refresh(self, state: _State) -> None:
         try:
@@ -107,8 +136,6 @@ class JwksCache:
             log.warning(
                 "issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__
             )
-            if self._clock.monotonic() - state.fetched_at > STALE_SECONDS:
-                state.jwks = None
         finally:
             state.task = None
 
@@ -142,8 +169,10 @@ class JwksCache:
 
     async def close(self) -> None:
         """Stop fetching."""
-        for state in self._states.values():
-            if state.task is not None:
-                state.task.cancel()
+        tasks = [self._refreshing, *(state.task for state in self._states.values())]
+        live = [task for task in tasks if task is not None]
+        for task in live:
+            task.cancel()
+        await asyncio.gather(*live, return_exceptions=True)
         if self._session is not None:
             await self._session.close()

@@ -155,8 +155,15 @@ class TokenVerifier:
         """
         if self._sources.get(issuer) == jwks:
             return
-        self._keys[issuer] = KeySet.from_json(jwks)
+        keys = KeySet.from_json(jwks)
+        self.remove_keys(issuer)
+        self._keys[issuer] = keys
         self._sources[issuer] = jwks
+
+    def remove_keys(self, issuer: str) -> None:
+        """Forget the issuer's keys, and all that they vouched for."""
+        self._keys.pop(issuer, None)
+        self._sources.pop(issuer, None)
         stale = [
             digest
             for digest, (_, identity) in self._cache.items()

@@ -279,3 +279,34 @@ async def _short_stream(it: Exchange) -> None:
         await it.chunk(b'data: {"choices":[],"x":"%b"}\n\n' % (b"x" * 5_000))
     await it.chunk(b"data: [DONE]\n\n")
     await it.chunk(b"")
+
+
+async def test_a_hanging_issuer_delays_no_expiry(provider: Provider, start_gateway: Start) -> None:
+    """While an identity provider takes the connection and says nothing, sessions end in time."""
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.put_nowait(None)
+        await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as issuer:
+        port = issuer.sockets[0].getsockname()[1]
+        silent_issuer = {
+            "issuer": "urn:silent", "audiences": "a", "plain_http": True,
+            "jwks_url": f"http://127.0.0.1:{port}/jwks",
+        }  # fmt: skip
+        gateway, _ = await begin(start_gateway, provider, issuers=[silent_issuer])
+        provider.script = endless
+        identity = await asyncio.to_thread(gateway.identity)
+        while not asked.empty():
+            asked.get_nowait()
+        await asked.get()  # from here on one fetch hangs for five seconds
+        session = await asyncio.to_thread(
+            gateway.post, "/v1/sessions", {"keys": {"openai": KEY}, "ttl_seconds": 1}, identity
+        )
+        async with asyncio.timeout(4):
+            seen = parse(await exchange(gateway.proxy, request(session["token"], STREAM)))
+        assert (seen.status, seen.is_whole) == (200, False)
+        await asyncio.to_thread(gateway.stop)
+    assert "expired" in {event["reason"] for event in gateway.events("session.closed")}

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -127,3 +129,22 @@ def test_token_dev_needs_a_gateway(unused_tcp_port: int) -> None:
     assert result.exit_code == 1
     assert "is a gateway running there" in result.stderr
     assert CliRunner().invoke(main, ["token", "dev", "--sessions", "file:///etc"]).exit_code == 1
+
+
+def test_limits_must_fit_the_descriptors(tmp_path: Path) -> None:
+    """More connections than the system lets a process hold are refused by `check` and `serve` alike."""
+    path = tmp_path / "c.yaml"
+    path.write_text("limits: {connections: 500, upstream_connections: 400}\n")
+
+    def run(command: str, limit: int) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "gateway", command, "--config", str(path)]
+        return subprocess.run(
+            ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *program],
+            cwd=ROOT, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+
+    for command in ("check", "serve"):
+        refused = run(command, 1155)
+        assert refused.returncode == 1
+        assert "need 1156 descriptors in a worker, and this process may have 1155" in refused.stderr
+    assert run("check", 1156).returncode == 0

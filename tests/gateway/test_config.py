@@ -160,3 +160,13 @@ def test_an_empty_policy_folder_is_a_fault(tmp_path: Path) -> None:
     """A folder without policies would deny everything; that is said before anything starts."""
     with pytest.raises(ConfigurationError, match="would allow nothing"):
         read_policy_sources(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["providers: {mine: {dialect: openai}}", "providers: {mine: {dialect: openai, base_url: ''}}"],
+)
+def test_one_fault_is_told_once(given: str) -> None:
+    """A provider without a URL is one fault, whether the URL is absent or empty."""
+    (fault,) = faults_of(given)
+    assert "base_url" in fault

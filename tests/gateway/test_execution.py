@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.audit.event import CallDenied, CallEnd, CallStart
+from gateway.audit.event import CallDenied, CallEnd, CallStart, RefusalsCounted
 from gateway.audit.journal import AuditUnavailable
+from gateway.audit.refusals import REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, RefusalBudget
 from gateway.errors import Refused
 from gateway.execution import (
     Answer,
@@ -84,6 +85,7 @@ class House:
         self.tokens = SessionTokenIssuer("test", secrets.token_bytes(32))
         self.issuer = DevelopmentIssuer()
         self.identities = TokenVerifier((DEVELOPMENT,))
+        self.refusals = RefusalBudget(self.clock)
         self.execution = Execution(
             routes=RouteTable([self.provider]),
             identities=self.identities,
@@ -93,6 +95,7 @@ class House:
             limiter=MemoryLimiter(self.clock),
             limits=BodyLimits(buffered=1000, streamed=0),
             metrics=CallMetrics(),
+            refusals=self.refusals,
             clock=self.clock,
         )
         self.record = SessionRecord(
@@ -225,6 +228,40 @@ def test_a_denial_stays_a_denial(house: House) -> None:
     )
     told = house.tell(answers={**forbidden, Record: AuditUnavailable("full")})
     assert code_of(told) == "policy_denied"
+
+
+def test_nobodys_refusals_have_a_budget(house: House) -> None:
+    """Beyond the budget refusals of unknown callers are counted, not recorded; all are answered alike."""
+    nobody = house.head("sk-a-raw-key")
+    refused = REFUSALS_AT_ONCE + 50
+    stories = [house.tell(nobody) for _ in range(refused)]
+    assert {code_of(told) for told in stories} == {"credential_not_accepted"}
+    assert sum("CallDenied" in kinds(told) for told in stories) == REFUSALS_AT_ONCE
+    counted: list[RefusalsCounted] = []
+    house.refusals.flush(counted.append)
+    assert [(each.code, each.count) for each in counted[0].codes] == [
+        ("credential_not_accepted", 50)
+    ]
+    house.clock.at += 1
+    again = [house.tell(nobody) for _ in range(50)]
+    assert sum("CallDenied" in kinds(told) for told in again) == REFUSALS_PER_SECOND
+
+
+def test_who_is_known_is_always_on_record(house: House) -> None:
+    """However many unknown callers were refused, a refusal of a known one has its own record."""
+    for _ in range(REFUSALS_AT_ONCE + 1):
+        house.tell(house.head("sk-a-raw-key"))
+    forbidden = {ReadBody: b'{"model":"forbidden"}'}
+    for _ in range(REFUSALS_AT_ONCE + 1):
+        assert kinds(house.tell(answers=forbidden)) == ["ReadBody", "CallDenied", "Answer"]
+
+
+def test_what_cannot_be_recorded_is_counted(house: House) -> None:
+    """A refusal of an unknown caller that the log does not take is not lost: it is counted."""
+    house.tell(house.head("sk-a-raw-key"), {Record: AuditUnavailable("full")})
+    counted: list[RefusalsCounted] = []
+    house.refusals.flush(counted.append)
+    assert counted[0].total == 1
 
 
 ENDS = [

@@ -120,7 +120,10 @@ async def test_every_route_is_governed(
         assert len(gateway.events("call.start")) == count, route
     await asyncio.to_thread(gateway.stop)
     assert len(gateway.events("call.end")) == len(routes)
-    assert len(gateway.events("call.denied")) == 5 * len(routes)
+    alone = gateway.events("call.denied")
+    assert sum(event["subject"] != "" for event in alone) == 3 * len(routes)
+    counted = sum(event["total"] for event in gateway.events("refusals.counted"))
+    assert len(alone) + counted == 5 * len(routes)
 
 
 def _calls(name: str) -> set[str]:

@@ -22,8 +22,16 @@ from gateway.api.deposits import (
 from gateway.api.ledger import SessionLedger
 from gateway.api.quiet import serve
 from gateway.api.sessions import SessionsApi
-from gateway.audit.event import Event, SessionClosed, SessionOpened, SessionRefused, SessionRenewed
+from gateway.audit.event import (
+    Event,
+    RefusalsCounted,
+    SessionClosed,
+    SessionOpened,
+    SessionRefused,
+    SessionRenewed,
+)
 from gateway.audit.journal import AuditUnavailable
+from gateway.audit.refusals import RefusalBudget
 from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier, session_secret
@@ -110,12 +118,14 @@ class House:
         openai = Provider.from_url(
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
+        self.refusals = RefusalBudget(self.clock)
         self.api = SessionsApi(
             ledger=self.ledger,
             verify_identity=self.verify,
             session_tokens=SessionTokenVerifier(tokens.public_key, "test"),
             providers={"openai": openai},
             record=self.record,
+            refusals=self.refusals,
             proxy_url="http://proxy",
             sessions_url="http://sessions",
             clock=self.clock,
@@ -237,6 +247,20 @@ async def test_who_asks_must_say_who(house: House) -> None:
         status, _, head = await house.ask(method, path, OPEN, who="")
         assert status == 401
         assert b"www-authenticate: bearer" in head
+
+
+async def test_nobodys_refusals_have_a_budget(house: House) -> None:
+    """Beyond the budget a refusal of an unknown caller is counted; one of a known caller never is."""
+    while house.refusals.spend():
+        pass
+    assert (await house.ask("POST", "/v1/sessions", OPEN, who=""))[0] == 401
+    assert (await house.ask("POST", "/v1/sessions", {"keys": {}}))[0] == 400
+    (refused,) = house.events
+    assert isinstance(refused, SessionRefused)
+    assert refused.subject == "alice"
+    counted: list[RefusalsCounted] = []
+    house.refusals.flush(counted.append)
+    assert [(each.code, each.count) for each in counted[0].codes] == [("no_credentials", 1)]
 
 
 async def test_another_callers_session_does_not_exist(house: House) -> None:

@@ -1,12 +1,14 @@
 """Durable before acknowledged, and failed once means closed for good."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.verify import ExitCode, verify_path
 from gateway.clock import SystemClock
+from gateway.telemetry.logs import configure_logs, get_log
 from tests.gateway.audit.conftest import SIGNER, appended, started
 
 Open = Callable[..., Journal]
@@ -120,7 +123,10 @@ async def _fill(folder: Path) -> None:
 
 
 def test_a_full_disk_closes_the_log(tmp_path: Path) -> None:
-    """The event that does not fit is refused, so is every later one, and all acknowledged are kept."""
+    """The event that does not fit is refused, so is every later one, and all acknowledged are kept.
+
+    The operator reads once which log failed, and of what.
+    """
     # A limit on the size of files makes writes fall short as a full disk does. It holds for a whole
     # process, so it is set for one that writes no other file.
     program = f"import asyncio; from {_fill.__module__} import _fill; from pathlib import Path; "
@@ -133,7 +139,85 @@ def test_a_full_disk_closes_the_log(tmp_path: Path) -> None:
     assert verify_path(tmp_path / "audit", SIGNER.vkey).exit_code is ExitCode.INCOMPLETE
     (segment,) = tmp_path.rglob("seg/*.jsonl")
     whole = segment.read_text().split("\n")[:-1]
-    assert sum('"process.started"' in line for line in whole) >= int(told.stdout) > 0
+    *logged, acknowledged = told.stdout.splitlines()
+    assert sum('"process.started"' in line for line in whole) >= int(acknowledged) > 0
+    (line,) = logged
+    for said in ("error", "audit.failed", "File too large", str(tmp_path / "audit")):
+        assert said in line
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Leave this process without a free descriptor, as a flood of connections does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 8, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_descriptor_left(
+    open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a free descriptor events are recorded and signed as ever; what waits is made up for."""
+    monkeypatch.setattr(journal_module, "MAX_SEGMENT_BYTES", 500)
+    monkeypatch.setattr(journal_module, "CHECKPOINT_EVENTS", 1)
+    journal = open_journal()
+    assert await appended(journal, started()) is None
+    with no_descriptors():
+        for number in range(20):
+            assert await appended(journal, started(str(number))) is None
+    assert not journal.has_failed
+    assert len((tmp_path / "audit/log/checkpoints.jsonl").read_bytes().splitlines()) > 19
+    for number in range(20):
+        assert await appended(journal, started(str(number))) is None
+    journal.close()
+    assert len(list(tmp_path.rglob("seg/*.jsonl"))) > 3
+    assert verify_path(tmp_path / "audit", SIGNER.vkey).exit_code is ExitCode.VERIFIED
+
+
+async def test_a_log_closes_without_descriptors(open_journal: Open, tmp_path: Path) -> None:
+    """Sealing needs no descriptor either, but for the copy of the last note: it takes one of its own."""
+    journal = open_journal()
+    assert await appended(journal, started()) is None
+    with no_descriptors():
+        journal.close()
+    assert verify_path(tmp_path / "audit", SIGNER.vkey).exit_code is ExitCode.VERIFIED
+
+
+async def test_the_copy_is_made_up_for_in_a_quiet_log(
+    open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note that found no descriptor is published when there is one, without waiting for events."""
+    monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
+    published = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = journal_module.Checkpoint.sign
+
+    def telling(checkpoint: journal_module.Checkpoint, signer: Any) -> str:
+        if checkpoint.size == 2:
+            loop.call_soon_threadsafe(published.set)
+        return real(checkpoint, signer)
+
+    monkeypatch.setattr(journal_module.Checkpoint, "sign", telling)
+    journal = open_journal()
+    latest = tmp_path / "audit/log/checkpoint"
+    with no_descriptors():
+        await appended(journal, started())
+        async with asyncio.timeout(5):
+            await published.wait()
+    async with asyncio.timeout(5):
+        while not latest.exists() or "\n2\n" not in latest.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # polling another thread
+    journal.close()
 
 
 def _break_writes(journal: Journal) -> None:
@@ -160,8 +244,18 @@ def _replace(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("harm", [_break_writes, _break_syncs, _remove, _replace])
-async def test_one_error_is_the_end(open_journal: Open, harm: Callable[[Journal], None]) -> None:
-    """A failed write or sync, a removed or replaced file: every waiter hears of it, none succeeds."""
+async def test_one_error_is_the_end(
+    open_journal: Open,
+    harm: Callable[[Journal], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failed write or sync, a removed or replaced file: every waiter hears of it, none succeeds.
+
+    The operational log says so once, in the name of the process whose log it is.
+    """
+    configure_logs("json", "info", "worker-7")
+    monkeypatch.setattr(journal_module, "log", get_log())
     journal = open_journal()
     assert await appended(journal, started()) is None
     harm(journal)
@@ -171,6 +265,10 @@ async def test_one_error_is_the_end(open_journal: Open, harm: Callable[[Journal]
     with pytest.raises(AuditUnavailable):
         journal.append(started())
     journal.close()
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], line["level"], line["role"]) == ("audit.failed", "error", "worker-7")
+    assert (line["error"], line["path"]) != ("", "")
+    assert "dropped" not in line
 
 
 async def test_the_queue_is_bounded(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +283,24 @@ async def test_the_queue_is_bounded(open_journal: Open, monkeypatch: pytest.Monk
         journal.append(started())
     await asyncio.gather(*waits)
     assert await appended(journal, started()) is None
+    journal.close()
+
+
+async def test_room_is_kept_for_known_callers(
+    open_journal: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refusals of unidentified callers fill a part of the queue only; the rest takes other events."""
+    monkeypatch.setattr(journal_module, "MAX_PENDING_EVENTS", 8)
+    journal = open_journal()
+    nobody = SessionRefused(tenant="", issuer="", subject="", code="c", client_address="")
+    for _ in range(3):  # this thread does not let the loop run: nothing is acknowledged in between
+        journal.append(nobody)
+    with pytest.raises(AuditUnavailable, match="keep up"):
+        journal.append(nobody)
+    for _ in range(4):
+        journal.append(started())
+    with pytest.raises(AuditUnavailable, match="keep up"):
+        journal.append(started())
     journal.close()
 
 

@@ -1,6 +1,7 @@
 """Verification accepts what the journal writes and nothing else, byte by byte and line by line."""
 
 import asyncio
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from gateway.audit.verify import ExitCode, verify_path
 from gateway.clock import SystemClock
 from keys.signing import Signer
 from tests.gateway.audit.conftest import SIGNER, appended, ended, started
+
+MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "vkey")
 
 
 def begun(call: str) -> CallStart:
@@ -118,6 +121,37 @@ def test_a_missing_or_added_file_is_found(written: Path, tmp_path: Path) -> None
     assert verdict(tmp_path / "more") is ExitCode.TAMPERED
 
 
+@pytest.mark.parametrize(
+    "left", [*itertools.combinations(MARKS, 1), *itertools.combinations(MARKS, 2)]
+)
+def test_what_is_left_of_a_log_is_found(
+    written: Path, tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """Whatever one or two parts of a log are left beside a whole one, they are found and not enough."""
+    folder = tmp_path / "audit"
+    shutil.copytree(written, folder / "whole")
+    shutil.copytree(written, folder / "robbed")
+    shutil.copy(written / "vkey", folder / "vkey")
+    for part in set(MARKS) - set(left):
+        found = folder / "robbed" / part
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+    report = verify_path(folder, SIGNER.vkey)
+    whole, robbed = sorted(report.logs, key=lambda log: log.path != "whole")
+    assert whole.exit_code is ExitCode.VERIFIED
+    assert robbed.exit_code is not ExitCode.VERIFIED
+    if "seg" not in left and left != ("vkey",):
+        assert robbed.exit_code is ExitCode.TAMPERED
+
+
+def test_fewer_events_than_were_signed(written: Path, tmp_path: Path) -> None:
+    """A log whose events are gone while what was signed is left says that it was tampered with."""
+    shutil.copytree(written, tmp_path / "log")
+    shutil.rmtree(tmp_path / "log/seg")
+    report = verify_path(tmp_path, SIGNER.vkey)
+    assert report.exit_code is ExitCode.TAMPERED
+    assert "were signed, 0 are there" in "\n".join(report.to_lines())
+
+
 @settings(max_examples=150)
 @given(st.data())
 def test_lines_dropped_swapped_doubled_or_inserted(written: Path, data: st.DataObject) -> None:
@@ -210,8 +244,25 @@ def _checkpoint_behind(log: Path) -> None:
     (log / "checkpoint").write_text(json.loads(lines[-2]))
 
 
+def _checkpoint_far_behind(log: Path) -> None:
+    lines = (log / "checkpoints.jsonl").read_bytes().splitlines()
+    (log / "checkpoint").write_text(json.loads(lines[0]))
+
+
+def _no_checkpoint_yet(log: Path) -> None:
+    (log / "checkpoint").unlink()
+
+
 @pytest.mark.parametrize(
-    "crash", [_half_a_line, _unsigned_seal, _half_a_checkpoint, _checkpoint_behind]
+    "crash",
+    [
+        _half_a_line,
+        _unsigned_seal,
+        _half_a_checkpoint,
+        _checkpoint_behind,
+        _checkpoint_far_behind,
+        _no_checkpoint_yet,
+    ],
 )
 def test_a_crash_is_incomplete_not_tampered(
     tmp_path: Path, written: Path, crash: Callable[[Path], None]

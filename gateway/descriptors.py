@@ -1,0 +1,42 @@
+"""Room for every connection that the configuration allows: descriptors, before anything is started.
+
+A process that runs out of them cannot dial a provider or take a caller in, and whoever opens
+connections decides when. So the soft limit is raised to the hard one, which every child inherits,
+and a configuration that allows more connections than fit is refused: lowering its limits silently
+would be another surprise.
+"""
+
+import resource
+from typing import Final
+
+from gateway.config import Config, ConfigurationError
+
+RESERVE: Final = 256
+"""What a process holds besides its connections: listeners, relays, its log, name look-ups, and
+callers beyond the limit while they are told so."""
+
+
+def require_descriptors(config: Config) -> None:
+    """Return if a worker's connections fit below the hard limit of this process.
+
+    Raises:
+        ConfigurationError: They do not.
+    """
+    limits = config.limits
+    needed = limits.connections + limits.upstream_connections + RESERVE
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ConfigurationError(
+            (
+                f"limits.connections ({limits.connections}) and limits.upstream_connections "
+                f"({limits.upstream_connections}) need {needed} descriptors in a worker, and this "
+                f"process may have {hard}: lower them, or raise the hard limit "
+                "(`ulimit -Hn`, LimitNOFILE= of systemd, `--ulimit nofile` of docker)",
+            )
+        )
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process, and all that it starts from now on, as many descriptors as it may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
