@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.audit.keyfile import load_signer
+from gateway.audit.keyfile import UnsafeKeyFile, load_signer
 from gateway.boot import EXIT_CONFIGURATION, Boot, write_boot
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigurationError, child_environment
@@ -359,8 +359,8 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
-        ConfigurationError: The policies are wrong, a development gateway is not on loopback, or a
-            required protection of memory does not hold.
+        ConfigurationError: A folder cannot be used, a port is in use, a development gateway is not
+            on loopback, or a required protection of memory does not hold.
     """
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
@@ -368,6 +368,6 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     deployment = read_deployment(config, config_path)
     try:
         protections = _prepare(config, is_dev=dev)
-    except ProtectionMissing as missing:
-        raise ConfigurationError((str(missing),)) from None
+    except (ProtectionMissing, UnsafeKeyFile, OSError) as error:
+        raise ConfigurationError((str(error),)) from None
     return Supervisor(deployment, protections, is_dev=dev).run()
