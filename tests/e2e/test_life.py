@@ -112,7 +112,7 @@ async def test_a_stream_is_use(provider: Provider, start_gateway: Start) -> None
         b"Authorization: Bearer %b\r\n\r\n"
     ) % (session["session_id"].encode(), identity.encode())
     async with asyncio.timeout(20):
-        while parse(await exchange(gateway.sessions, shown)).status == 200:  # noqa: ASYNC110
+        while parse(await exchange(gateway.sessions, shown)).status == 200:  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.2)  # polling for what time brings
     assert parse(await exchange(gateway.proxy, request(session["token"]))).status == 401
     await asyncio.to_thread(gateway.stop)

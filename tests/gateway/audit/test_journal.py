@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.audit import journal as journal_module
+from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.verify import ExitCode, verify_path
@@ -88,14 +89,14 @@ async def test_a_quiet_log_is_signed_in_time(
     monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
     signed = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = journal_module.Checkpoint.sign
+    real = Checkpoint.sign
 
-    def telling(checkpoint: journal_module.Checkpoint, signer: Any) -> str:
+    def telling(checkpoint: Checkpoint, signer: Any) -> str:
         if checkpoint.size == 2:
             loop.call_soon_threadsafe(signed.set)
         return real(checkpoint, signer)
 
-    monkeypatch.setattr(journal_module.Checkpoint, "sign", telling)
+    monkeypatch.setattr(Checkpoint, "sign", telling)
     journal = open_journal()
     await appended(journal, started())
     async with asyncio.timeout(5):
