@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["runtime", "demo", "dev"])
+@pytest.mark.parametrize("name", ["build", "runtime", "demo", "dev"])
 def test_requirements_are_pinned_and_hashed(name: str) -> None:
     """Every requirement has one version and its hashes, and no address to fetch it from."""
     text = (ROOT / f"requirements/{name}.txt").read_text()
     requirements = re.findall(r"^([a-z0-9][^\s\\]*)", text, re.MULTILINE)
-    assert len(requirements) > 10
+    assert len(requirements) > 4
     assert all(re.match(r"[a-z0-9._-]+==[0-9]", each) for each in requirements)
     assert text.count("--hash=sha256:") >= len(requirements)
     assert "://" not in text
