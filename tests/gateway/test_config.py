@@ -54,6 +54,20 @@ def test_the_shipped_file_names_every_field() -> None:
     assert read - named == set()
 
 
+def test_the_shipped_file_explains_every_field() -> None:
+    """Beside every field of `config.yaml` stands what it means; sections and bare names need no words."""
+    explained = 0
+    for number, line in enumerate(SHIPPED.splitlines(), 1):
+        field = re.match(r"#? *(?:- )?([a-z_]+):(?: +(.*))?$", line)
+        if field is None or re.match(r"# \S", line):
+            continue
+        value, _, words = (field[2] or "").partition("# ")
+        if value.strip() not in {"", "{}"}:
+            assert re.search(r"\w+ \w+|\w{5}", words), f"config.yaml:{number}: {line}"
+            explained += 1
+    assert explained > 50
+
+
 def test_all_faults_at_once() -> None:
     """One run shows everything that is wrong, each with line and column, in order."""
     text = """\
