@@ -77,7 +77,7 @@ async def test_the_readmes_session_and_call(gateway: Gateway, provider: Provider
         await it.reply(json.dumps(COMPLETION).encode())
 
     provider.script = answer
-    program = f"import os\nsession_token = os.environ['TOKEN']\n{block('python', 'openai')}"
+    program = f"import os\nsession_token = os.environ['TOKEN']\n{block('python', 'openai.OpenAI')}"
     program += "print(answer.choices[0].message.content)"
     call = f'{sys.executable} -c "$PROGRAM"'
     told = await shell(call, PROGRAM=at(gateway, program), TOKEN=session["token"])
