@@ -52,6 +52,24 @@ def test_the_license_is_apache_2() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
 
 
+@pytest.mark.parametrize(
+    "name", ["README", "ARCHITECTURE", "THREAT_MODEL", "CONTRIBUTING", "SECURITY"]
+)
+def test_every_file_that_the_pages_name_is_there(name: str) -> None:
+    """A page points at code and tests that exist: a claim is worth what stands behind it."""
+    text = (ROOT / f"{name}.md").read_text()
+    for path in re.findall(r"`((?:tests|gateway|keys|policies|docs|bench)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    """Each decision has its own number, in its name and in its title."""
+    pages = sorted((ROOT / "docs/adr").glob("*.md"))
+    for number, page in enumerate(pages, 1):
+        assert page.name.startswith(f"{number:04}-")
+        assert page.read_text().startswith(f"# {number}. ")
+
+
 def test_what_the_top_level_promises_is_there() -> None:
     """Everything that people look for beside the code exists and is not empty."""
     for name in (
