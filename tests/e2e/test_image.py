@@ -135,7 +135,7 @@ def test_the_image_serves_from_anywhere(image: Path, tmp_path: Path) -> None:
     try:
         # As an engine asks: again and again, while the gateway compiles itself and starts.
         assert any(run(*health, cwd=tmp_path).returncode == 0 for _ in range(60))
-        assert list((tmp_path / "var/lib/veklom/audit").glob("*-control"))
+        assert list((tmp_path / "var/lib/veklom/audit").rglob("*.jsonl"))
     finally:
         serving.terminate()
         assert serving.wait(60) == 0

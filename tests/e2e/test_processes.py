@@ -51,7 +51,7 @@ async def ask(
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Return when something that another process brings about holds."""
     async with asyncio.timeout(20):
-        while not await holds():  # noqa: ASYNC110
+        while not await holds():  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.02)  # polling another process
 
 
@@ -240,7 +240,7 @@ async def test_half_open_sessions_are_destroyed(provider: Provider, start_gatewa
     await until(is_half_closed)
     os.kill(gateway.pids("control")[0], signal.SIGKILL)
     # Where the machine is slow, some have heard already that a worker does not answer.
-    assert {status for status, _ in await asking + await closing} <= {0, 503}
+    assert {status for status, _ in [*await asking, *await closing]} <= {0, 503}
     os.kill(stuck, signal.SIGCONT)
     identity = await asyncio.to_thread(gateway.identity)
     assert await ask(gateway, "GET", "/v1/sessions", identity) == (200, {"sessions": []})

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigurationError
-from gateway.setup import load_checked
 from gateway.deployment import Deployment, read_deployment, reload_deployment
+from gateway.setup import load_checked
 from tests.simulators.gateway import ALLOW_ALL
 
 
