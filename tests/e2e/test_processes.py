@@ -390,6 +390,14 @@ async def test_every_worker_serves_and_forgets(provider: Provider, start_gateway
     await asyncio.to_thread(gateway.verify_log)
 
 
+CHANGED_SINCE_THE_CHECK = (
+    "-c",
+    "import sys; from gateway import setup; setup._file_faults = lambda draft: (); "
+    "from gateway.cli import main; sys.argv[0] = 'veklom'; main()",
+)
+"""A gateway that looked at its files before the test spoilt them."""
+
+
 @pytest.mark.parametrize("fault", ["configuration", "time and again"])
 async def test_what_cannot_start_is_given_up(
     provider: Provider, start_gateway: Start, tmp_path: Path, fault: str
@@ -407,7 +415,7 @@ async def test_what_cannot_start_is_given_up(
         return {}
 
     with pytest.raises(AssertionError, match="did not start") as failed:
-        await begin(start_gateway, provider, extra_from=spoil)
+        await begin(start_gateway, provider, extra_from=spoil, program=CHANGED_SINCE_THE_CHECK)
     log = str(failed.value)
     assert '"exit_code": 78' in log if fault == "configuration" else log.count("process.died") == 5
     assert "gateway.given_up" in log
