@@ -12,6 +12,7 @@ demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
+	command -v curl >/dev/null || { apt-get update && apt-get install -y curl; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok
@@ -50,6 +51,7 @@ tests/npm/node_modules: $(VENV)/dev.ok tests/npm/package-lock.json
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q
 lock: $(BIN)/python
 	$(BIN)/python -m pip install -q uv
+	printf "hatchling\n" | $(COMPILE) - -o requirements/build.txt
 	$(COMPILE) pyproject.toml -o requirements/runtime.txt
 	printf "hatchling\neditables\n" | $(COMPILE) pyproject.toml - --extra demo -o requirements/demo.txt
 	printf "hatchling\neditables\n" | $(COMPILE) pyproject.toml - --extra demo --group dev -o requirements/dev.txt

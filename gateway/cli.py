@@ -31,13 +31,13 @@ _CONFIG = click.option(
 @click.option("--dev", is_flag=True, help="Accept a development issuer too. Loopback only.")
 def serve(config_path: Path | None, *, dev: bool) -> None:
     """Run the gateway until it is told to stop."""
-    from gateway.config import ConfigurationError, default_config_path, load_config
+    from gateway.config import ConfigurationError, default_config_path
+    from gateway.setup import load_checked
     from gateway.supervisor import serve as run
 
     path = config_path or default_config_path()
     try:
-        config = load_config(path)
-        raise SystemExit(run(config, path, dev=dev))
+        raise SystemExit(run(load_checked(path).config, path, dev=dev))
     except ConfigurationError as error:
         _fail(error.faults)
 
@@ -53,7 +53,7 @@ def demo() -> None:
 @main.command()
 @_CONFIG
 def check(config_path: Path | None) -> None:
-    """Check the configuration and the policies, and print every fault."""
+    """Check the configuration and every file that it names, and print every fault."""
     from gateway.config import ConfigurationError, default_config_path
     from gateway.setup import check_deployment
 

@@ -8,9 +8,11 @@ lie (`VEKLOM_CONFIG`, `VEKLOM_STATE_DIR`, `VEKLOM_AUDIT_DIR`), never what they a
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from ssl import SSLError
 
 import msgspec
 
@@ -173,54 +175,94 @@ def default_config_path() -> Path:
     return Path(os.environ.get("VEKLOM_CONFIG", "config.yaml"))
 
 
-def load_config(path: Path) -> Config:
-    """Return the configuration that `path` holds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A configuration as written, however wrong: so that the files it names are looked at too.
+
+    `places` holds line and column of every path that is written in it, by the field's full name.
+    """
+
+    path: str
+    config: Config
+    faults: tuple[Fault, ...]
+    places: Mapping[str, tuple[int, int]]
+
+    def fault(self, field: str, message: str) -> Fault:
+        """Return a fault of what a field names, at the field; of a default, at the file's start."""
+        line, column = self.places.get(field, (1, 1))
+        return Fault(self.path, line, column, f"{field} {message}")
+
+
+class _Paths:
+    """Makes the paths of a file absolute, and keeps where in it each is written."""
+
+    def __init__(self, path: str) -> None:
+        self._base = Path(path).resolve().parent
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def read(self, section: Section, key: str, default: str = "") -> str:
+        """Return the absolute path at `key`; nothing stays nothing."""
+        text, value = section.string(key, default), section.value(key)
+        if value is not None:
+            self.places[f"{section.name}.{key}".lstrip(".")] = value.line, value.column
+        return str(self._base / text) if text else ""
+
+
+def read_draft(path: Path) -> Draft:
+    """Return what the file at `path` says.
 
     Raises:
-        ConfigurationError: It cannot be read, or is wrong; all faults are in it.
+        ConfigurationError: It cannot be read, or is no document at all.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError((f"{path}: cannot be read: {type(error).__name__}",)) from None
+        raise ConfigurationError((f"{path}:1:1: cannot be read: {why(error)}",)) from None
     try:
-        return parse_config(text, str(path), dict(os.environ))
+        return draft_config(text, str(path), dict(os.environ))
     except DocumentError as error:
         raise ConfigurationError(tuple(map(str, error.faults))) from None
 
 
-def parse_config(text: str, path: str, environment: dict[str, str]) -> Config:
-    """Return the configuration in `text`; `path` is for messages and to resolve relative paths.
+def parse_config(text: str, path: str, environment: Mapping[str, str]) -> Config:
+    """Return the configuration in `text`, as `draft_config` does.
 
     Raises:
         DocumentError: It is wrong; all faults are in it.
     """
+    draft = draft_config(text, path, environment)
+    if draft.faults:
+        raise DocumentError(draft.faults)
+    return draft.config
+
+
+def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
+    """Return what `text` says; `path` is for messages and to resolve relative paths.
+
+    Raises:
+        DocumentError: It is no document at all.
+    """
     faults: list[Fault] = []
     top = Section(read_document(text, path), path, faults)
-    base = Path(path).resolve().parent
-
-    def place(value: str) -> str:
-        return str(base / value) if value else ""
-
+    paths = _Paths(path)
     name = top.string("name", "veklom")
     if not is_key_name(name):
         top.fault("name", "must not hold spaces or '+'")
-    issuers, sources = _issuers(top, place)
+    issuers, sources = _issuers(top, paths)
     policies = top.section("policies")
     audit = top.section("audit")
+    state_dir = paths.read(top, "state_dir", "state")
+    directory = paths.read(audit, "directory", "audit")
     config = Config(
         name=name,
-        state_dir=environment.get("VEKLOM_STATE_DIR") or place(top.string("state_dir", "state")),
+        state_dir=environment.get("VEKLOM_STATE_DIR") or state_dir,
         workers=top.integer("workers", 1, low=1, high=256),
-        listeners=_listeners(top.section("listeners"), place),
+        listeners=_listeners(top.section("listeners"), paths),
         issuers=issuers,
         jwks=sources,
-        providers=_providers(top.section("providers"), place),
-        policies=Policies(path=place(policies.string("path", "")) or str(BUNDLE)),
-        audit=Audit(
-            directory=environment.get("VEKLOM_AUDIT_DIR")
-            or place(audit.string("directory", "audit"))
-        ),
+        providers=_providers(top.section("providers"), paths),
+        policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
+        audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
         custody=_custody(top.section("custody")),
         sessions=_sessions(top.section("sessions")),
         limits=_limits(top.section("limits")),
@@ -230,27 +272,31 @@ def parse_config(text: str, path: str, environment: dict[str, str]) -> Config:
     policies.finish()
     audit.finish()
     top.finish()
-    if faults:
-        raise DocumentError(faults)
-    return config
+    return Draft(path=path, config=config, faults=tuple(faults), places=paths.places)
 
 
-def _listeners(section: Section, place: Callable[[str], str]) -> Listeners:
+def _listeners(section: Section, paths: _Paths) -> Listeners:
     listeners = Listeners(
-        proxy=_listener(section.section("proxy"), "127.0.0.1:8080", place),
-        sessions=_listener(section.section("sessions"), "127.0.0.1:8081", place),
-        admin=_listener(section.section("admin"), "127.0.0.1:8082", place),
+        proxy=_listener(section.section("proxy"), "127.0.0.1:8080", paths),
+        sessions=_listener(section.section("sessions"), "127.0.0.1:8081", paths),
+        admin=_listener(section.section("admin"), "127.0.0.1:8082", paths),
     )
+    taken: dict[tuple[str, int], str] = {}
+    for name in ("proxy", "sessions", "admin"):
+        listener = getattr(listeners, name)
+        first = taken.setdefault((listener.host, listener.port), name)
+        if listener.port and first != name:
+            section.fault(name, f"has the address of {first}")
     section.finish()
     return listeners
 
 
-def _listener(section: Section, default: str, place: Callable[[str], str]) -> Listener:
+def _listener(section: Section, default: str, paths: _Paths) -> Listener:
     address = section.string("address", default)
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    certificate = place(section.string("certificate", ""))
-    private_key = place(section.string("private_key", ""))
+    certificate = paths.read(section, "certificate")
+    private_key = paths.read(section, "private_key")
     plain_http = section.boolean("plain_http", default=False)
     try:
         loopback = ip_address(host).is_loopback
@@ -267,14 +313,12 @@ def _listener(section: Section, default: str, place: Callable[[str], str]) -> Li
     return Listener(host=host, port=int(port), certificate=certificate, private_key=private_key)
 
 
-def _issuers(
-    top: Section, place: Callable[[str], str]
-) -> tuple[tuple[Issuer, ...], tuple[JwksSource, ...]]:
+def _issuers(top: Section, paths: _Paths) -> tuple[tuple[Issuer, ...], tuple[JwksSource, ...]]:
     issuers: dict[str, Issuer] = {}
     sources = []
     for section in top.sections("issuers"):
         issuer = section.string("issuer")
-        url, file = section.string("jwks_url", ""), place(section.string("jwks_file", ""))
+        url, file = section.string("jwks_url", ""), paths.read(section, "jwks_file")
         plain_http = section.boolean("plain_http", default=False)
         for key, value in (("issuer", issuer), ("jwks_url", url)):
             if value.startswith("http://") and not plain_http:
@@ -307,7 +351,7 @@ def _issuers(
     return tuple(issuers.values()), tuple(sources)
 
 
-def _providers(section: Section, place: Callable[[str], str]) -> dict[str, ProviderConfig]:
+def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
     providers = {}
     for name in section.keys():  # noqa: SIM118 - a section is no dict
         inner = section.section(name)
@@ -323,8 +367,8 @@ def _providers(section: Section, place: Callable[[str], str]) -> dict[str, Provi
         if base_url.startswith("http://") and not plain_http:
             inner.fault("base_url", "is plain HTTP: use https, or declare plain_http: true")
         usage = inner.boolean("request_stream_usage", default=True)
-        ca_file = place(inner.string("ca_file", ""))
         private_addresses = inner.boolean("private_addresses", default=False)
+        ca_file = paths.read(inner, "ca_file")
         if dialect in DIALECTS and base_url:
             try:
                 Provider.from_url(name, dialect, base_url, request_stream_usage=usage)
@@ -424,14 +468,35 @@ def read_policy_sources(path: str) -> list[tuple[str, str]]:
     """Return path and text of every policy file: the one at `path`, or the `*.yaml` in it.
 
     Raises:
-        ConfigurationError: There is none, or one cannot be read.
+        ConfigurationError: There is none, or some cannot be read.
     """
+    sources, unread = collect_policy_sources(path)
+    if unread:
+        raise ConfigurationError(tuple(unread))
+    return sources
+
+
+def collect_policy_sources(path: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return path and text of every policy file that can be read, and a sentence for each other."""
     where = Path(path)
     files = sorted(where.glob("*.yaml")) if where.is_dir() else [where]
-    try:
-        sources = [(str(file), file.read_text(encoding="utf-8")) for file in files]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError((f"{path}: cannot be read: {type(error).__name__}",)) from None
-    if not sources:
-        raise ConfigurationError((f"{path}: holds no *.yaml file; the policy would allow nothing",))
-    return sources
+    if not files:
+        return [], [f"{path}: holds no *.yaml file; the policy would allow nothing"]
+    sources, unread = [], []
+    for file in files:
+        try:
+            sources.append((str(file), file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            unread.append(f"{file}: cannot be read: {why(error)}")
+    return sources, unread
+
+
+def why(error: Exception) -> str:
+    """Return why something failed, in words without a path: whoever asks has named it."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, SSLError):  # its text holds a line of OpenSSL's source
+        return (error.reason or type(error).__name__).lower().replace("_", " ")
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    return str(error) or type(error).__name__

@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 
 from gateway.boot import PolicySource
-from gateway.config import Config, load_config, read_policy_sources
-from gateway.setup import check_deployment, load_policies
+from gateway.config import Config, read_policy_sources
+from gateway.setup import load_checked
 
 NEEDS_RESTART: Final = ("name", "state_dir", "workers", "listeners", "audit")
 """The fields of the configuration that a reload leaves alone."""
@@ -29,12 +29,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 def read_deployment(config: Config, path: Path) -> Deployment:
-    """Return the deployment of a configuration that was read from `path`.
+    """Return the deployment of a checked configuration that was read from `path`.
 
     Raises:
-        ConfigurationError: A policy is wrong, or a file cannot be read.
+        ConfigurationError: A policy file cannot be read any more.
     """
-    load_policies(config)
     sources = read_policy_sources(config.policies.path)
     return Deployment(
         config=config,
@@ -50,8 +49,7 @@ def reload_deployment(running: Deployment) -> tuple[Deployment, tuple[str, ...]]
     Raises:
         ConfigurationError: It cannot be served; all faults are in it.
     """
-    check_deployment(running.config_path)
-    fresh = load_config(running.config_path)
+    fresh = load_checked(running.config_path).config
     held = {name: getattr(running.config, name) for name in NEEDS_RESTART}
     changed = tuple(name for name in NEEDS_RESTART if getattr(fresh, name) != held[name])
     config = msgspec.structs.replace(fresh, **held)

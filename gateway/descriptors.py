@@ -9,31 +9,24 @@ would be another surprise.
 import resource
 from typing import Final
 
-from gateway.config import Config, ConfigurationError
+from gateway.config import Limits
 
 RESERVE: Final = 256
 """What a process holds besides its connections: listeners, relays, its log, name look-ups, and
 callers beyond the limit while they are told so."""
 
 
-def require_descriptors(config: Config) -> None:
-    """Return if a worker's connections fit below the hard limit of this process.
-
-    Raises:
-        ConfigurationError: They do not.
-    """
-    limits = config.limits
+def descriptors_fault(limits: Limits) -> str:
+    """Return what is wrong with the limits where a worker's connections do not fit, else ""."""
     needed = limits.connections + limits.upstream_connections + RESERVE
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise ConfigurationError(
-            (
-                f"limits.connections ({limits.connections}) and limits.upstream_connections "
-                f"({limits.upstream_connections}) need {needed} descriptors in a worker, and this "
-                f"process may have {hard}: lower them, or raise the hard limit "
-                "(`ulimit -Hn`, LimitNOFILE= of systemd, `--ulimit nofile` of docker)",
-            )
-        )
+    if hard == resource.RLIM_INFINITY or needed <= hard:
+        return ""
+    return (
+        f"({limits.connections}) and upstream_connections ({limits.upstream_connections}) need {needed} "
+        f"descriptors in a worker, and this process may have {hard}: lower them, or raise the hard "
+        "limit (`ulimit -Hn`, LimitNOFILE= of systemd, `--ulimit nofile` of docker)"
+    )
 
 
 def raise_descriptor_limit() -> None:

@@ -228,11 +228,12 @@ def _cgroup_forbids_swap() -> bool:
         root = ROOT / "sys/fs/cgroup"
         group = root / path.lstrip("/")
         for each in (group, *group.parents):
-            if each == root:
-                break
+            # The host's own root has no such file; the root that a container sees is its group.
             limit = each / "memory.swap.max"
             if limit.exists() and limit.read_text(encoding="ascii").strip() == "0":
                 return True
+            if each == root:
+                break
     return False
 
 

@@ -6,7 +6,7 @@ socket's backlog, since the socket itself never closes.
 
 import socket
 
-from gateway.config import Listener, Listeners
+from gateway.config import ConfigurationError, Listener, Listeners, why
 
 BACKLOG = 1024
 """Connections that may wait for a process that is being replaced, per socket."""
@@ -32,20 +32,34 @@ class Listening:
 
 
 def _bind(listener: Listener, count: int) -> list[socket.socket]:
-    """Return `count` sockets on one address; the kernel spreads connections over them."""
+    """Return `count` sockets on one address; the kernel spreads connections over them.
+
+    Raises:
+        ConfigurationError: The address cannot be had; one line says why.
+    """
     sockets: list[socket.socket] = []
     host, port = listener.host, listener.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(count):
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if count > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-        port = sock.getsockname()[1]
-        sockets.append(sock)
+    try:
+        if count > 1 and port:
+            # Sockets that share a port would share it with another gateway's too, unseen.
+            _bound(host, port, shares=False).close()
+        for _ in range(count):
+            sockets.append(_bound(host, port, shares=count > 1))
+            port = sockets[-1].getsockname()[1]
+        for sock in sockets:
+            sock.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigurationError((f"cannot listen on {host}:{port}: {why(error)}",)) from None
     return sockets
+
+
+def _bound(host: str, port: int, *, shares: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shares:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((host, port))
+    return sock
 
 
 def _url(listener: Listener, sock: socket.socket) -> str:

@@ -1,31 +1,56 @@
-"""What `veklom check` looks at before anything is started."""
+"""What must be in order before anything starts: the configuration and every file that it names.
 
+One look finds every fault, whatever its kind, each with file:line:column; `veklom check` prints
+them, and `veklom serve` starts nothing while there is one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.audit.keyfile import UnsafeKeyFile, load_or_create_seed
 from gateway.config import (
     Config,
     ConfigurationError,
-    load_config,
-    providers_from,
-    read_policy_sources,
+    Draft,
+    Listener,
+    collect_policy_sources,
+    read_draft,
+    why,
 )
-from gateway.descriptors import require_descriptors
+from gateway.descriptors import descriptors_fault
+from gateway.identity.tokens import KeySet
 from gateway.tls import client_context, server_context
-from policies.document import DocumentError
+from policies.document import DocumentError, Fault
 from policies.rules import PolicySet, load_policy_set
 
 
-def load_policies(config: Config) -> PolicySet:
-    """Return the policy set of a configuration.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A configuration without faults, and the policy set that it names."""
+
+    config: Config
+    policy_set: PolicySet
+
+
+def load_checked(path: Path) -> Checked:
+    """Return what the file at `path` describes.
 
     Raises:
-        ConfigurationError: A policy file cannot be read or is wrong; all faults are in it.
+        ConfigurationError: It cannot be served; all faults of all files are in it.
     """
+    draft = read_draft(path)
+    faults = [*draft.faults, *_file_faults(draft)]
+    policy_set = None
+    sources, unread = collect_policy_sources(draft.config.policies.path)
+    faults += [draft.fault("policies.path", f"names {sentence}") for sentence in unread]
     try:
-        sources = read_policy_sources(config.policies.path)
-        return load_policy_set(sources, frozenset(config.providers))
+        policy_set = load_policy_set(sources, frozenset(draft.config.providers))
     except DocumentError as error:
-        raise ConfigurationError(tuple(map(str, error.faults))) from None
+        faults += error.faults
+    if faults or policy_set is None:
+        raise ConfigurationError(tuple(map(str, sorted(set(faults)))))
+    return Checked(config=draft.config, policy_set=policy_set)
 
 
 def check_deployment(path: Path) -> list[str]:
@@ -34,29 +59,8 @@ def check_deployment(path: Path) -> list[str]:
     Raises:
         ConfigurationError: It cannot be served; all faults are in it.
     """
-    config = load_config(path)
-    policy_set = load_policies(config)
-    faults: list[str] = []
-    try:
-        require_descriptors(config)
-    except ConfigurationError as error:
-        faults += (f"{path}: {fault}" for fault in error.faults)
-    for name, listener in zip(
-        ("proxy", "sessions", "admin"),
-        (config.listeners.proxy, config.listeners.sessions, config.listeners.admin),
-        strict=True,
-    ):
-        try:
-            server_context(listener)
-        except OSError as error:
-            faults.append(f"{path}: listeners.{name}.certificate: {error}")
-    for provider in providers_from(config):
-        try:
-            client_context(provider.ca_file)
-        except OSError as error:
-            faults.append(f"{path}: providers.{provider.name}.ca_file: {error}")
-    if faults:
-        raise ConfigurationError(tuple(faults))
+    checked = load_checked(path)
+    config, policy_set = checked.config, checked.policy_set
     lines = [
         f"configuration {path}: {len(config.providers)} providers, {len(config.issuers)} issuers, "
         f"{config.workers} workers",
@@ -72,3 +76,68 @@ def check_deployment(path: Path) -> list[str]:
             f"may reach up to {config.workers} times what is written"
         )
     return lines
+
+
+def _file_faults(draft: Draft) -> Iterator[Fault]:
+    """Yield what is wrong with the files that a configuration names, policies apart."""
+    config = draft.config
+    for name in ("proxy", "sessions", "admin"):
+        yield from _certificate_faults(draft, name, getattr(config.listeners, name))
+    for name, provider in config.providers.items():
+        try:
+            if provider.ca_file:
+                client_context(provider.ca_file)
+        except OSError as error:
+            yield draft.fault(f"providers.{name}.ca_file", _cannot(provider.ca_file, error))
+    for number, source in enumerate(config.jwks):
+        try:
+            if source.file:
+                KeySet.from_json(Path(source.file).read_bytes())
+        except (OSError, ValueError) as error:
+            yield draft.fault(f"issuers[{number}].jwks_file", _cannot(source.file, error))
+    if fault := descriptors_fault(config.limits):
+        yield draft.fault("limits.connections", fault)
+    yield from _folder_faults(draft)
+
+
+def _certificate_faults(draft: Draft, name: str, listener: Listener) -> Iterator[Fault]:
+    unread = False
+    for field, file in (
+        ("certificate", listener.certificate),
+        ("private_key", listener.private_key),
+    ):
+        try:
+            if file:
+                Path(file).read_bytes()
+        except OSError as error:
+            unread = True
+            yield draft.fault(f"listeners.{name}.{field}", _cannot(file, error))
+    try:
+        if not unread:
+            server_context(listener)
+    except OSError as error:
+        field = "private_key" if listener.private_key else "certificate"
+        yield draft.fault(f"listeners.{name}.{field}", _cannot(getattr(listener, field), error))
+
+
+def _folder_faults(draft: Draft) -> Iterator[Fault]:
+    config = draft.config
+    for field, folder in (
+        ("state_dir", Path(config.state_dir)),
+        ("audit.directory", Path(config.audit.directory)),
+    ):
+        if folder.exists() and not folder.is_dir():
+            yield draft.fault(field, f"names {folder}, which is not a folder")
+    for file in ("audit.key", "fingerprint.key"):
+        path = Path(config.state_dir) / file
+        try:
+            if path.exists():  # a check makes nothing; the first start does
+                load_or_create_seed(path)
+        except UnsafeKeyFile as error:
+            yield draft.fault("state_dir", f"holds {error}")
+        except OSError as error:
+            yield draft.fault("state_dir", f"holds {path}, which cannot be used: {why(error)}")
+
+
+def _cannot(file: str, error: Exception) -> str:
+    return f"names {file}, which cannot be used: {why(error)}"

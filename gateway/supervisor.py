@@ -22,12 +22,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.audit.keyfile import load_signer
+from gateway.audit.keyfile import UnsafeKeyFile, load_signer
 from gateway.boot import EXIT_CONFIGURATION, Boot, write_boot
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigurationError, child_environment
 from gateway.deployment import Deployment, read_deployment, reload_deployment
-from gateway.descriptors import raise_descriptor_limit, require_descriptors
+from gateway.descriptors import raise_descriptor_limit
 from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
 from gateway.leash import Holder, NewRelay, Restarts, Retire
 from gateway.listening import Listening
@@ -347,7 +347,6 @@ def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
 
     Return what protects this process, with the reason where it does not hold.
     """
-    require_descriptors(config)
     raise_descriptor_limit()
     signer = load_signer(Path(config.state_dir), config.name)
     directory = Path(config.audit.directory)
@@ -362,8 +361,8 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
-        ConfigurationError: The policies are wrong, a development gateway is not on loopback, there
-            are too few descriptors, or a required protection of memory does not hold.
+        ConfigurationError: A folder cannot be used, a port is in use, a development gateway is not
+            on loopback, there are too few descriptors, or a required protection does not hold.
     """
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
@@ -371,6 +370,6 @@ def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
     deployment = read_deployment(config, config_path)
     try:
         protections = _prepare(config, is_dev=dev)
-    except ProtectionMissing as missing:
-        raise ConfigurationError((str(missing),)) from None
+    except (ProtectionMissing, UnsafeKeyFile, OSError) as error:
+        raise ConfigurationError((str(error),)) from None
     return Supervisor(deployment, protections, is_dev=dev).run()

@@ -17,7 +17,8 @@ def server_context(listener: Listener) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(listener.certificate, listener.private_key or None)
+    # A key under a passphrase is refused: without an answer here OpenSSL asks on the terminal.
+    context.load_cert_chain(listener.certificate, listener.private_key or None, password="")
     return context
 
 

@@ -1,4 +1,4 @@
-"""A provider on loopback for `veklom demo`: one key opens it, and it says which key came.
+"""A provider on loopback for `veklom demo`: one key opens it, and it says what else came.
 
 It speaks enough of the OpenAI API for the official SDK to stream a chat completion, usage included,
 and answers 401 to any other key, as the provider would.
@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from gateway.identity.slots import CREDENTIAL_SLOTS
+
 WORDS = ("Governed ", "calls ", "leave ", "no ", "key ", "behind.")
 
 
@@ -20,7 +22,7 @@ class Simulator:
         self._authorization = f"Bearer {key}".encode()
         self.accepted = 0
         self.refused = 0
-        self.foreign_headers: set[str] = set()
+        self.foreign: set[str] = set()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> str:
@@ -41,9 +43,7 @@ class Simulator:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         presented = request.headers.get("Authorization", "").encode()
-        self.foreign_headers |= {
-            name.lower() for name in request.headers if name.lower().startswith("x-veklom")
-        }
+        self.foreign |= _foreign(request)
         if not hmac.compare_digest(presented, self._authorization):
             self.refused += 1
             error = {"message": "Incorrect API key provided.", "code": "invalid_api_key"}
@@ -55,6 +55,15 @@ class Simulator:
         async for event in _events(asked["model"]):
             await response.write(f"data: {event}\n\n".encode())
         return response
+
+
+def _foreign(request: web.Request) -> set[str]:
+    """Return every place, but for the provider's own, where a credential may be and something is."""
+    names = [name.lower() for name, _ in request.raw_headers]
+    slots = set(names) & (CREDENTIAL_SLOTS - {b"authorization"})
+    ours = {name for name in names if name.startswith(b"x-veklom")}
+    twice = {b"authorization"} if names.count(b"authorization") > 1 else set()
+    return {name.decode() for name in slots | ours | twice} | set(request.query)
 
 
 async def _events(model: str) -> AsyncIterator[str]:

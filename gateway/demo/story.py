@@ -119,9 +119,8 @@ async def _calls(where: Mapping[str, str], key: str, simulator: Simulator) -> bo
     async for part in stream:
         text += part.choices[0].delta.content or "" if part.choices else ""
     click.echo(f"   > {text}")
-    click.echo(
-        f"   The provider got her own key {simulator.accepted} time, and no other credential."
-    )
+    others = ", ".join(sorted(simulator.foreign)) or "no other credential"
+    click.echo(f"   The provider got her own key {simulator.accepted} time, and {others}.")
     denied = False
     try:
         await client.chat.completions.create(model="gpt-5", messages=message)
@@ -130,7 +129,7 @@ async def _calls(where: Mapping[str, str], key: str, simulator: Simulator) -> bo
         click.echo("5. A model that the policy does not name is refused; her SDK raises")
         click.echo(f"   PermissionDeniedError: {error.message[:84]}…")
     await client.close()
-    return denied and simulator.accepted == 1 and not simulator.foreign_headers and bool(text)
+    return denied and simulator.accepted == 1 and not simulator.foreign and bool(text)
 
 
 def _evidence(audit: Path, key: str) -> bool:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+LAST_WORDS_SECONDS = 0.25
+"""How long a connection that ends badly stays open for what was said last."""
+
 MAX_LINGER_BYTES = 1024 * 1024
 """How much of a refused request's body is read and dropped, so that the refusal can be read."""
 
@@ -127,8 +130,9 @@ class Downstream(asyncio.Protocol):
         if self._transport is None:
             return
         if last_words:
+            # An SDK that reads them together with the end of the connection sees but the broken end.
             self._transport.write(last_words)
-            self._transport.close()
+            self._end_soon()
         else:
             self._transport.abort()
 
@@ -151,13 +155,25 @@ class Downstream(asyncio.Protocol):
         self._fd = transport.get_extra_info("socket").fileno()
         self._last_activity = self._proxy.now()
         if not self._proxy.admit(self):
-            # Nothing of it is read, and it is not waited for: it is one too many already.
-            self._is_closing = True
-            self._lingering_since = self._last_activity
-            refusal = Refused("overloaded", "Too many connections.", retry_after_seconds=1)
-            self._proxy.metrics.observe_denied(refusal.code)
-            self.write(render(problem_from(refusal), None, (), keep_alive=False))
-            self._transport.close()
+            if self._proxy.is_flooded:
+                self._transport.abort()
+            else:
+                self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Say that this connection is one too many, and close it whatever it sends."""
+        refusal = Refused("overloaded", "Too many connections.", retry_after_seconds=1)
+        self._proxy.metrics.observe_denied(refusal.code)
+        self.write(render(problem_from(refusal), None, (), keep_alive=False))
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """Give what was written the time to arrive: closing over unread bytes would reset it away."""
+        self._is_closing = True
+        self._lingering_since = self._proxy.now()
+        if self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._transport.abort)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel what runs for this caller."""

@@ -24,6 +24,10 @@ SWEEP_SECONDS = 1.0
 """How often waiting things are looked at: one timer for all instead of one for each."""
 
 
+MAX_TURNED_AWAY = 128
+"""How many connections over the limit hear so at once; half of the descriptors kept in reserve."""
+
+
 class ProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The named limits of the data plane; sizes in bytes, waits in seconds."""
 
@@ -113,6 +117,11 @@ class Proxy:
         """Take a connection in; return whether it may be served."""
         self._connections.add(connection)
         return len(self._connections) <= self.limits.connections
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether too many connections are waiting to be told that they are too many."""
+        return len(self._connections) > self.limits.connections + MAX_TURNED_AWAY
 
     def forget(self, connection: Downstream) -> None:
         """Let a connection go."""

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -452,7 +453,7 @@ async def test_a_name_that_leads_inside_gets_nothing(
     provider: Provider, start_gateway: Callable[..., Gateway]
 ) -> None:
     """A name for a private address is not dialled unless declared; the refusal is on record."""
-    providers = {
+    providers: dict[str, dict[str, Any]] = {
         "inside": {"dialect": "openai", "base_url": f"http://127.1:{provider.port}/v1"},
         "declared": {
             "dialect": "openai",

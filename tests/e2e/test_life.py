@@ -112,7 +112,7 @@ async def test_a_stream_is_use(provider: Provider, start_gateway: Start) -> None
         b"Authorization: Bearer %b\r\n\r\n"
     ) % (session["session_id"].encode(), identity.encode())
     async with asyncio.timeout(20):
-        while parse(await exchange(gateway.sessions, shown)).status == 200:  # noqa: ASYNC110
+        while parse(await exchange(gateway.sessions, shown)).status == 200:  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.2)  # polling for what time brings
     assert parse(await exchange(gateway.proxy, request(session["token"]))).status == 401
     await asyncio.to_thread(gateway.stop)
@@ -241,10 +241,45 @@ async def test_providers_are_verified(
         assert got == (expected if status == 200 else [])
 
 
-async def test_callers_speak_tls_1_3_only(
+@pytest.mark.parametrize("listener", ["proxy", "sessions", "admin"])
+async def test_every_listener_speaks_tls_1_3_only(
+    authority: trustme.CA, start_gateway: Start, tmp_path: Path, listener: str
+) -> None:
+    """A listener with a certificate serves TLS 1.3 and nothing older or plain; keys arrive over it."""
+    certificate = tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    modern, old = ssl.create_default_context(), ssl.create_default_context()
+    for context in (modern, old):
+        authority.configure_trust(context)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def listeners(gateway: Gateway) -> dict[str, Any]:
+        ports = {"proxy": gateway.proxy, "sessions": gateway.sessions, "admin": gateway.admin}
+        found = {name: {"address": f"127.0.0.1:{port}"} for name, port in ports.items()}
+        found[listener]["certificate"] = str(certificate)
+        return {"listeners": found}
+
+    gateway = await asyncio.to_thread(
+        start_gateway, {"openai": {}}, extra_from=listeners, tls={listener: modern}
+    )
+    session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
+    assert session["session_id"]
+    port = {"proxy": gateway.proxy, "sessions": gateway.sessions, "admin": gateway.admin}[listener]
+    path = b"/.well-known/veklom" if listener == "sessions" else b"/livez"
+    asked = b"GET %b HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n" % path
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=modern)
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+    writer.close()
+    assert parse(await exchange(port, asked, context=modern)).status == 200
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await asyncio.open_connection("127.0.0.1", port, ssl=old)
+    assert await exchange(port, asked) == b""
+
+
+async def test_calls_stream_over_tls(
     authority: trustme.CA, provider: Provider, start_gateway: Start, tmp_path: Path
 ) -> None:
-    """A listener with a certificate serves TLS 1.3, streams over it, and nothing older or plain."""
+    """An application streams over TLS as it does in plain, and sessions say where: at an https URL."""
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
         tmp_path / "server.pem"
     )
@@ -264,12 +299,6 @@ async def test_callers_speak_tls_1_3_only(
     seen = parse(await exchange(gateway.proxy, request(session["token"], STREAM), context=modern))
     assert (seen.status, seen.is_whole) == (200, True)
     assert seen.body.endswith(b"data: [DONE]\n\n")
-    old = ssl.create_default_context()
-    authority.configure_trust(old)
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        await asyncio.open_connection("127.0.0.1", gateway.proxy, ssl=old)
-    assert await exchange(gateway.proxy, request(session["token"])) == b""
     assert session["providers"]["openai"]["base_url"].startswith("https://127.0.0.1:")
 
 

@@ -35,7 +35,7 @@ async def test_a_flood_of_refusals_is_counted(provider: Provider, start_gateway:
     counted = gateway.events("refusals.counted")
     for kind, role in (("call.denied", "worker-0"), ("session.refused", "control")):
         alone = gateway.events(kind)
-        of_role = [event for event in counted if event["origin"].endswith(role)]
+        of_role = [event for event in counted if f"/{role}." in event["origin"]]
         assert len(alone) + sum(event["total"] for event in of_role) == REFUSED
         assert len(alone) >= REFUSALS_AT_ONCE
         assert of_role

@@ -363,7 +363,7 @@ def test_an_unrecorded_call_is_not_to_be_tried_again(tmp_path: Path) -> None:
         with Gateway(tmp_path / "gateway", providers, verifies_log=False) as gateway:
             token, _ = _open(gateway)
             _openai(Caller(gateway, token), Refusal(200, "", model="m"))
-            (segment,) = (gateway.folder / "audit").glob("*-worker-0/seg/*.jsonl")
+            (segment,) = (gateway.folder / "audit").glob("*-worker-0.*/seg/*.jsonl")
             segment.unlink()
             for name in CALLS:
                 _check(name, Caller(gateway, token), UNRECORDED)

@@ -10,9 +10,9 @@ import pytest
 from gateway import config as config_module
 from gateway.config import (
     ConfigurationError,
-    load_config,
     parse_config,
     providers_from,
+    read_draft,
     read_policy_sources,
 )
 from policies.document import DocumentError
@@ -39,19 +39,33 @@ def test_the_shipped_file_holds_the_defaults() -> None:
 def test_the_shipped_file_names_every_field() -> None:
     """Every key that the configuration reads stands in `config.yaml`, if only in a comment."""
     readers = {
-        "string", "integer", "number", "boolean", "choice", "strings", "duration", "size",
+        "read", "string", "integer", "number", "boolean", "choice", "strings", "duration", "size",
         "section", "sections",
     }  # fmt: skip
     read = set()
     for node in ast.walk(ast.parse(Path(config_module.__file__).read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            key = node.args[0] if node.args else None
-            if node.func.attr in readers and isinstance(key, ast.Constant):
+            key = next((each for each in node.args if isinstance(each, ast.Constant)), None)
+            if node.func.attr in readers and key is not None:
                 read.add(key.value)
     assert len(read) > 50
     named = set(re.findall(r"^#?\s*-?\s*([a-z_]+):", SHIPPED, re.MULTILINE))
     named |= set(re.findall(r"[{,]\s*([a-z_]+):", SHIPPED))
     assert read - named == set()
+
+
+def test_the_shipped_file_explains_every_field() -> None:
+    """Beside every field of `config.yaml` stands what it means; sections and bare names need no words."""
+    explained = 0
+    for number, line in enumerate(SHIPPED.splitlines(), 1):
+        field = re.match(r"#? *(?:- )?([a-z_]+):(?: +(.*))?$", line)
+        if field is None or re.match(r"# \S", line):
+            continue
+        value, _, words = (field[2] or "").partition("# ")
+        if value.strip() not in {"", "{}"}:
+            assert re.search(r"\w+ \w+|\w{5}", words), f"config.yaml:{number}: {line}"
+            explained += 1
+    assert explained > 50
 
 
 def test_all_faults_at_once() -> None:
@@ -95,6 +109,14 @@ logs: {format: xml}
     assert len(found) >= 13
 
 
+def test_no_two_listeners_share_an_address() -> None:
+    """One address is one listener's; port 0 is whatever is free, and may be written for each."""
+    (fault,) = faults_of("listeners: {sessions: {address: '127.0.0.1:8080'}}")
+    assert fault == "c.yaml:1:23: listeners.sessions has the address of proxy"
+    free = {"address": "127.0.0.1:0"}
+    parse_config(json.dumps({"listeners": {"proxy": free, "admin": free}}), "c.yaml", {})
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -134,7 +156,8 @@ def test_the_environment_says_only_where(tmp_path: Path) -> None:
         "VEKLOM_WORKERS": "9",
         "OPENAI_API_KEY": "sk-never",
     }
-    config = parse_config("name: x", str(tmp_path / "c.yaml"), environment)
+    path = str(tmp_path / "c.yaml")
+    config = parse_config("state_dir: s\naudit: {directory: a}", path, environment)
     assert (config.state_dir, config.audit.directory, config.workers) == ("/s", "/a", 1)
     assert "sk-never" not in repr(config)
 
@@ -152,8 +175,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigurationError) as raised:
-        load_config(path)
-    assert all(fault.startswith(str(path)) for fault in raised.value.faults)
+        read_draft(path)
+    assert all(fault.startswith(f"{path}:1:") for fault in raised.value.faults)
 
 
 def test_an_empty_policy_folder_is_a_fault(tmp_path: Path) -> None:

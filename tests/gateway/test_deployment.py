@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigurationError, load_config
+from gateway.config import ConfigurationError
 from gateway.deployment import Deployment, read_deployment, reload_deployment
+from gateway.setup import load_checked
 from tests.simulators.gateway import ALLOW_ALL
 
 
@@ -24,7 +25,7 @@ def write(folder: Path, policy: str = ALLOW_ALL, **fields: Any) -> Path:
 def running(tmp_path: Path) -> Deployment:
     """Return a deployment that runs."""
     path = write(tmp_path)
-    return read_deployment(load_config(path), path)
+    return read_deployment(load_checked(path).config, path)
 
 
 def test_takes_over_what_changed(running: Deployment, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -129,10 +129,10 @@ class House:
         )  # fmt: skip
 
     def tell(
-        self, head: RequestHead | None = None, answers: dict[type, Any] | None = None
+        self, head: RequestHead | None = None, answers: Mapping[Any, Any] | None = None
     ) -> list[Command]:
         """Tell a story to its end; `answers` are sent, or thrown where they are exceptions."""
-        given = {ReadBody: BODY, Forward: Exchange(status=200, upstream_status=200)}
+        given: dict[Any, Any] = {ReadBody: BODY, Forward: Exchange(status=200, upstream_status=200)}
         given.update(answers or {})
         story = self.execution.run(head or self.head())
         told: list[Command] = []
@@ -140,7 +140,7 @@ class House:
             command = next(story)
             while True:
                 told.append(command)
-                answer = given.get(type(command))
+                answer: Any = given.get(type(command))
                 if callable(answer):
                     answer = answer(command)
                 failed = isinstance(answer, Exception)
@@ -216,7 +216,7 @@ def test_an_unrecorded_end_is_no_clean_end(house: House) -> None:
 
 def test_a_denial_stays_a_denial(house: House) -> None:
     """A refusal is recorded before it is told, and told as itself when it cannot be recorded."""
-    forbidden = {ReadBody: b'{"model":"forbidden"}'}
+    forbidden: dict[Any, Any] = {ReadBody: b'{"model":"forbidden"}'}
     told = house.tell(answers=forbidden)
     assert kinds(told) == ["ReadBody", "CallDenied", "Answer"]
     denied = told[1].event  # type: ignore[union-attr]
@@ -296,11 +296,9 @@ def test_a_story_dropped_anywhere_leaves_nothing_behind(house: House, steps: int
 def test_a_reservation_is_held_while_the_call_runs(house: House) -> None:
     """Between start and end the place is taken: a second call is refused, with its limit's name."""
     story = house.execution.run(house.head())
-    for answer in (None, BODY, None):
-        command = story.send(answer)
-    assert isinstance(command, Forward)
-    told = house.tell()
-    assert code_of(told) == "concurrency_limit_exceeded"
+    told = [story.send(answer) for answer in (None, BODY, None)]
+    assert isinstance(told[-1], Forward)
+    assert code_of(house.tell()) == "concurrency_limit_exceeded"
     story.send(Exchange(status=200))
     assert kinds(house.tell())[-1] == "Finish"
 

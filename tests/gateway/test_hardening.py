@@ -141,6 +141,20 @@ def test_swap_is_found_unless_the_control_group_forbids_it(
     assert found_swap.reason == reason
 
 
+def test_a_container_sees_its_own_group_as_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a control group namespace the limit stands at the root of what is mounted."""
+    for folder in ("sys/fs/cgroup", "proc/self"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.swap.max").write_text("0\n")
+    (tmp_path / "proc/swaps").write_text(SWAPS + "/dev/sda2  partition 1 0 -2\n")
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    monkeypatch.setattr(hardening, "ROOT", tmp_path)
+    found_swap = next(f for f in hardening.process_findings() if f.protection == "no_swap")
+    assert not found_swap.reason
+
+
 def test_a_region_without_secret_pages_is_degraded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What guards the slots instead is named."""
     monkeypatch.setattr(region_module, "_MEMFD_SECRET", 99_999)

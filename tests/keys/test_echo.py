@@ -68,7 +68,12 @@ def test_each_form_is_found(form: Callable[[bytes], bytes], key: bytes) -> None:
 
 
 @given(credentials, st.binary(max_size=5), st.binary(max_size=5), st.booleans())
-def test_base64_is_found(key: bytes, before: bytes, after: bytes, is_url: bool) -> None:  # noqa: FBT001
+def test_base64_is_found(
+    key: bytes,
+    before: bytes,
+    after: bytes,
+    is_url: bool,  # noqa: FBT001 - drawn
+) -> None:
     """Encoded with whatever stood beside it, not more than two bytes at each end can be read."""
     encode = base64.urlsafe_b64encode if is_url else base64.b64encode
     data, _ = blotted(key, b"<" + encode(before + key + after) + b">")

@@ -1,6 +1,7 @@
 """A sealed credential opens with its own key, for its own binding, and in no other way."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
@@ -41,7 +42,8 @@ def test_nothing_bound_may_differ(field: str) -> None:
     """With any one part of the binding changed the credential stays shut."""
     sealed = seal(KEY, b"sk-planted", BINDING.to_associated_data())
     value = getattr(BINDING, field)
-    other = replace(BINDING, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    changed: dict[str, Any] = {field: value + 1 if isinstance(value, int) else value + "x"}
+    other = replace(BINDING, **changed)
     with pytest.raises(UnsealFailed):
         unseal(sealed, other.to_associated_data())
 
@@ -70,8 +72,9 @@ def test_text_cannot_move_between_parts(index: int, text: str, data: st.DataObje
     """Bindings that differ only in where one part ends and the next begins do not read alike."""
     names = ["tenant", "issuer", "subject", "provider", "origin", "session_id"]
     cut = data.draw(st.integers(0, len(text) - 1))
-    one = replace(BINDING, **{names[index]: text[:cut], names[index + 1]: text[cut:]})
-    other = replace(BINDING, **{names[index]: text, names[index + 1]: ""})
+    early: dict[str, Any] = {names[index]: text[:cut], names[index + 1]: text[cut:]}
+    late: dict[str, Any] = {names[index]: text, names[index + 1]: ""}
+    one, other = replace(BINDING, **early), replace(BINDING, **late)
     assert one.to_associated_data() != other.to_associated_data()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
@@ -83,7 +84,7 @@ def test_the_same_keys_sealed_again_open(ring: DepositKeyRing, key: DepositKey) 
     "other", [{"audience": "prod"}, {"issuer": "https://other"}, {"subject": "bob"}]
 )
 def test_opens_for_nobody_else(
-    ring: DepositKeyRing, key: DepositKey, other: dict[str, str]
+    ring: DepositKeyRing, key: DepositKey, other: dict[str, Any]
 ) -> None:
     """Sealed for another deployment, issuer or subject, it does not open."""
     with pytest.raises(DoesNotOpen):

@@ -229,7 +229,8 @@ def test_nothing_passes_for_want_of_conditions(effect: Effect, field: str) -> No
     """A rule compiled without conditions, which no file can hold, allows and fulfils nothing."""
     hollow = Rule(id="r", effect=effect, match=(), that=(), message="")
     sound = policy_set_of("rules:\n" + (rule("allow", YES) if field == "requires" else "  []"))
-    assert not decide(replace(sound, **{field: (hollow,)}), REQUEST).is_allowed
+    changed: dict[str, Any] = {field: (hollow,)}
+    assert not decide(replace(sound, **changed), REQUEST).is_allowed
 
 
 def test_a_decision_carries_the_digest_of_its_set() -> None:

@@ -1,9 +1,11 @@
 """A real gateway for tests: `veklom serve --dev` as a subprocess, and a caller's way in."""
 
+import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -63,6 +65,8 @@ class Gateway:
     verifies_log: bool = True
     program: tuple[str, ...] = ("-m", "gateway")
     environment: Mapping[str, str] = field(default_factory=dict)
+    tls: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
+    """How to speak to the listeners that were given a certificate."""
 
     def __enter__(self) -> Self:
         """Start and wait until it is ready."""
@@ -104,7 +108,7 @@ class Gateway:
             if self.process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/readyz", timeout=5):
+                with self._open("admin", "/readyz", timeout=5):
                     return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.02)  # polling a process that is starting, not synchronising a test
@@ -139,6 +143,18 @@ class Gateway:
 
     # --- a caller's way in ---
 
+    def _open(
+        self, listener: str, path: str, timeout: float, *asked: Any
+    ) -> "http.client.HTTPResponse":
+        context = self.tls.get(listener)
+        scheme = "https" if context else "http"
+        url = f"{scheme}://127.0.0.1:{getattr(self, listener)}{path}"
+        request = urllib.request.Request(url, *asked)
+        response: http.client.HTTPResponse = urllib.request.urlopen(
+            request, timeout=timeout, context=context
+        )
+        return response
+
     def post(
         self, path: str, body: object, token: str = "", headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
@@ -146,9 +162,7 @@ class Gateway:
         fields = {"content-type": "application/json", **(headers or {})}
         if token:
             fields["authorization"] = f"Bearer {token}"
-        url = f"http://127.0.0.1:{self.sessions}{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), fields)
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with self._open("sessions", path, 30, json.dumps(body).encode(), fields) as response:
             answer: dict[str, Any] = json.load(response)
         return answer
 
@@ -168,9 +182,8 @@ class Gateway:
 
     def metrics(self) -> str:
         """Return the Prometheus page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as page:
-            text: str = page.read().decode()
-        return text
+        with self._open("admin", "/metrics", 10) as page:
+            return page.read().decode()
 
     def children(self) -> list[int]:
         """Return the process ids of control and workers."""

@@ -81,8 +81,8 @@ class Worker:
         _principal: Principal,
         record: SessionRecord,
         *,
-        label: str,  # noqa: ARG002
-        used_at: float,  # noqa: ARG002
+        label: str,  # noqa: ARG002 - the ledger's signature
+        used_at: float,  # noqa: ARG002 - the ledger's signature
     ) -> None:
         """Serve, or fail to."""
         self._check()

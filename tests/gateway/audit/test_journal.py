@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.audit import journal as journal_module
+from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.verify import ExitCode, verify_path
@@ -91,14 +92,14 @@ async def test_a_quiet_log_is_signed_in_time(
     monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
     signed = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = journal_module.Checkpoint.sign
+    real = Checkpoint.sign
 
-    def telling(checkpoint: journal_module.Checkpoint, signer: Any) -> str:
+    def telling(checkpoint: Checkpoint, signer: Any) -> str:
         if checkpoint.size == 2:
             loop.call_soon_threadsafe(signed.set)
         return real(checkpoint, signer)
 
-    monkeypatch.setattr(journal_module.Checkpoint, "sign", telling)
+    monkeypatch.setattr(Checkpoint, "sign", telling)
     journal = open_journal()
     await appended(journal, started())
     async with asyncio.timeout(5):
@@ -200,14 +201,14 @@ async def test_the_copy_is_made_up_for_in_a_quiet_log(
     monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
     published = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = journal_module.Checkpoint.sign
+    real = Checkpoint.sign
 
-    def telling(checkpoint: journal_module.Checkpoint, signer: Any) -> str:
+    def telling(checkpoint: Checkpoint, signer: Any) -> str:
         if checkpoint.size == 2:
             loop.call_soon_threadsafe(published.set)
         return real(checkpoint, signer)
 
-    monkeypatch.setattr(journal_module.Checkpoint, "sign", telling)
+    monkeypatch.setattr(Checkpoint, "sign", telling)
     journal = open_journal()
     latest = tmp_path / "audit/log/checkpoint"
     with no_descriptors():

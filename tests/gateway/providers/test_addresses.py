@@ -91,7 +91,11 @@ def test_public_addresses(address: str) -> None:
         ("2130706433", False, Reach.PUBLIC),
     ],
 )
-def test_what_a_configuration_declares(host: str, private_addresses: bool, reach: Reach) -> None:  # noqa: FBT001
+def test_what_a_configuration_declares(
+    host: str,
+    private_addresses: bool,  # noqa: FBT001 - a parameter of the table
+    reach: Reach,
+) -> None:
     """A literal address declares itself, localhost means this machine, a flag declares the rest."""
     assert reach_of(host, private_addresses=private_addresses) is reach
 

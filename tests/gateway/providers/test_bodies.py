@@ -1,6 +1,7 @@
 """Reading one level of a JSON object: the same as every other reader, or not at all."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -111,10 +112,11 @@ NESTED = Governed("name")
 def test_inner_objects_and_items_are_read_as_strictly(inside: str, *, spaces: bool) -> None:
     """The objects that a rule reads from, in a field or in a list, take no name twice either."""
     colon = " : " if spaces else ":"
-    for written, read in (
+    ways: list[tuple[str, Callable[[JsonObject], Any]]] = [
         (f'{{"x"{colon}{inside}}}', lambda it: it.inner("x", NONE)),
         (f'{{"x"{colon}[{{}},{inside}]}}', lambda it: it.items("x", NONE)[1]),
-    ):
+    ]
+    for written, read in ways:
         outer = JsonObject(written.encode(), NONE)
         try:
             expected = naively(inside)
