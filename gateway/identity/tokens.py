@@ -182,10 +182,6 @@ class TokenVerifier:
         for digest in stale:
             del self._cache[digest]
 
-    def has_keys(self, issuer: str) -> bool:
-        """Return whether any keys of the issuer are here."""
-        return issuer in self._keys
-
     def verify(self, token: bytes, now: float) -> VerifiedIdentity:
         """Return who the token speaks for.
 
