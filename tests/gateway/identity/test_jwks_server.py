@@ -256,6 +256,17 @@ async def test_an_issuer_without_keys_is_asked_again_soon(server: Server, begin:
     assert heard.last == OLD
 
 
+async def test_an_issuer_that_was_late_is_found_unasked(server: Server, begin: Begin) -> None:
+    """One that was silent at the start is tried again every second, before any token needs it."""
+    server.answer(b"", status=503)
+    heard = await begin(at(server))
+    server.answer(OLD)
+    await heard.later(0.9)
+    assert heard.said == []
+    await heard.later(0.1)
+    assert heard.said == [(NAME, OLD)]
+
+
 async def test_keys_are_refreshed_by_age(server: Server, begin: Begin) -> None:
     """A rotation arrives without any token that asks for it, and not before its time."""
     heard = await begin(at(server))
