@@ -61,6 +61,7 @@ from gateway.relay import (
     DropSession,
     Held,
     Hello,
+    IssuerAbsent,
     IssuerKeys,
     Link,
     Message,
@@ -138,7 +139,7 @@ class Control:
             limits=boot.config.sessions,
             clock=self._clock,
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._relays = 0
         self._newcomers: dict[Link, _Newcomer] = {}
         self._has_taken_over = False
@@ -256,7 +257,7 @@ class Control:
     def _on_supervisor_lost(self) -> None:
         self._stop("supervisor_lost")
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -369,11 +370,11 @@ class Control:
         try:
             return self._identities.verify(token, self._clock.now()).principal
         except KeysNeeded as needed:
-            await self._answer_need(needed.issuer)
+            has_answered = await self._answer_need(needed.issuer)
         try:
             return self._identities.verify(token, self._clock.now()).principal
-        except KeysNeeded as needed:
-            if not self._identities.has_keys(needed.issuer):
+        except KeysNeeded:
+            if not has_answered:
                 raise Refused(
                     "identity_unavailable",
                     "The issuer's keys cannot be had now.",
@@ -429,11 +430,14 @@ class Control:
         )
         self._has_started = True
 
-    async def _answer_need(self, issuer: str) -> None:
+    async def _answer_need(self, issuer: str) -> bool:
         if self._development is not None and issuer == ISSUER:
             self._on_keys(ISSUER, self._development.jwks())
-        else:
-            await self._jwks.need(issuer)
+            return True
+        has_answered = await self._jwks.need(issuer)
+        if not has_answered:
+            self._workers.tell(IssuerAbsent(issuer=issuer))
+        return has_answered
 
     def _on_worker_lost(self, link: Link) -> None:
         self._newcomers.pop(link, None)

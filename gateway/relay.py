@@ -51,6 +51,12 @@ class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session")
     reason: str
 
 
+class IssuerAbsent(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-absent"):
+    """The issuer does not answer: nobody can say now whether an unknown key is its own."""
+
+    issuer: str
+
+
 class IssuerKeys(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-keys"):
     """An issuer's key set; `jwks=None` says that there is none: forget what you have."""
 
@@ -137,7 +143,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
 UNASKED = 0
 """The `n` of a message that nobody waits to have confirmed."""
 
-ToWorker = SessionKey | PutSession | DropSession | IssuerKeys | Serve | KeepCounts | SnapshotRequest
+ToWorker = (
+    SessionKey
+    | PutSession
+    | DropSession
+    | IssuerKeys
+    | IssuerAbsent
+    | Serve
+    | KeepCounts
+    | SnapshotRequest
+)
 ToControl = Hello | Held | Told | Ready | Ack | Touched | KeysNeeded | Snapshot
 Message = ToWorker | ToControl
 

@@ -52,6 +52,7 @@ from gateway.relay import (
     DropSession,
     Held,
     Hello,
+    IssuerAbsent,
     IssuerKeys,
     KeepCounts,
     KeysNeeded,
@@ -292,6 +293,9 @@ class Worker:
                 self._confirm(link, message.n, cut)
             case IssuerKeys():
                 self._take_keys(message)
+            case IssuerAbsent():
+                if self._proxy is not None:
+                    self._proxy.keys_arrived(message.issuer, are_known=False)
             case Serve():
                 self._without_control_since = None
                 self._sessions.resume()

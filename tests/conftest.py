@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
+from hypothesis import HealthCheck, settings
 
 from tests.simulators.gateway import Gateway
 from tests.simulators.provider import Provider
+
+# Time proves nothing on a machine that others load, too.
+settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("timeless")
 
 KEY = "sk-planted-5f1d7c0e9b8a4f6d-key-of-the-customer"
 

@@ -2,12 +2,13 @@
 
 Laws of this file:
 - one fetch at a time for an issuer, however many wait for it;
-- an unknown key id causes at most one fetch in `COOLDOWN_SECONDS`;
+- an unknown key id causes at most one fetch in `COOLDOWN_SECONDS`; fetches at the start and by age
+  are not counted, for a key may be published right after them;
 - keys that were once had stay in use while the issuer is unreachable, for `STALE_SECONDS` after they
   were fetched and no longer;
 - `on_keys` hears what holds now: a key set to verify by, or None, which means that there is none and
   that whatever was had must be forgotten. A fetch that fails while the keys are young enough is no
-  None;
+  None, nor is one at the start of this process: workers may have young keys from the one before;
 - the cache keeps itself fresh in a task of its own: an issuer that hangs delays nobody but those who
   wait for its keys;
 - HTTPS only (plain HTTP where declared), no redirects, bounded size and time, and the discovery
@@ -51,28 +52,31 @@ _FAILURES = (ValueError, OSError, RecursionError, aiohttp.ClientError)
 
 
 class _State:
-    def __init__(self, source: JwksSource) -> None:
+    def __init__(self, source: JwksSource, now: float) -> None:
         self.source = source
         self.jwks: bytes | None = None
-        self.fetched_at = -math.inf
-        self.tried_at: float | None = None
+        self.fetched_at = now  # a worker may have keys from an earlier control process
+        self.tried_at = -math.inf
+        self.asked_at = -math.inf
+        self.has_answered = False
         self.task: asyncio.Task[None] | None = None
 
-    def usable(self, now: float) -> bytes | None:
-        """Return the keys unless they are too old to be trusted."""
-        return self.jwks if now - self.fetched_at <= STALE_SECONDS else None
+    @property
+    def pause(self) -> float:
+        """Return the seconds to wait after a fetch before the next."""
+        return COOLDOWN_SECONDS if self.jwks is not None else 1.0
 
-    def may_try(self, now: float) -> bool:
-        """Return whether it is long enough ago that the issuer was asked."""
-        pause = COOLDOWN_SECONDS if self.usable(now) is not None else 1.0
-        return self.tried_at is None or now - self.tried_at > pause
+    def is_due(self, now: float) -> bool:
+        """Return whether the keys should be fetched without anybody's asking."""
+        is_old = self.jwks is None or now - self.fetched_at > REFRESH_SECONDS
+        return is_old and now - self.tried_at >= self.pause
 
 
 class JwksCache:
     """The key sets of every configured issuer. `on_keys` hears each, or None to forget it."""
 
     def __init__(self, sources: Sequence[JwksSource], clock: Clock, on_keys: OnKeys) -> None:
-        self._states = {source.issuer: _State(source) for source in sources}
+        self._states = {source.issuer: _State(source, clock.monotonic()) for source in sources}
         self._clock = clock
         self._on_keys = on_keys
         self._session: aiohttp.ClientSession | None = None
@@ -85,28 +89,43 @@ class JwksCache:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
-        await asyncio.gather(*[self.need(issuer) for issuer in self._states])
+        await asyncio.gather(*map(self._renew, self._states.values()))
         self._refreshing = asyncio.get_running_loop().create_task(self._keep_fresh())
 
     def known(self) -> list[tuple[str, bytes]]:
         """Return every issuer whose keys are at hand, with them."""
         return [(name, state.jwks) for name, state in self._states.items() if state.jwks]
 
-    async def need(self, issuer: str) -> None:
-        """Fetch the issuer's keys unless that was just tried; tell `on_keys` what there is.
+    async def need(self, issuer: str) -> bool:
+        """Fetch the keys for a token that names an unknown one, unless that was just done.
 
-        Of an issuer whose keys are not fetched here there is nothing to tell.
+        Return whether the issuer answered last: only then is a key that is still unknown not its own.
         """
         state = self._states.get(issuer)
         if state is None:
-            return
+            return False
         now = self._clock.monotonic()
-        if state.task is None and state.may_try(now):
-            state.tried_at = now
-            state.task = asyncio.get_running_loop().create_task(self._refresh(state))
+        if now - state.asked_at >= state.pause:
+            state.asked_at = now
+            return await self._renew(state)
         if state.task is not None:
             await asyncio.shield(state.task)
-        self._on_keys(issuer, state.usable(self._clock.monotonic()))
+        return self._tell(state)
+
+    async def _renew(self, state: _State) -> bool:
+        if state.task is None:
+            state.tried_at = self._clock.monotonic()
+            state.task = asyncio.get_running_loop().create_task(self._refresh(state))
+        await asyncio.shield(state.task)
+        return self._tell(state)
+
+    def _tell(self, state: _State) -> bool:
+        if self._clock.monotonic() - state.fetched_at > STALE_SECONDS:
+            state.jwks = None
+            self._on_keys(state.source.issuer, None)
+        elif state.has_answered:
+            self._on_keys(state.source.issuer, state.jwks)
+        return state.has_answered
 
     async def _keep_fresh(self) -> None:
         while True:
@@ -116,26 +135,24 @@ class JwksCache:
                 if isinstance(result, Exception):
                     log.error("issuer.keys_not_fetched", error=type(result).__name__)
 
-    async def refresh_due(self) -> list[BaseException | None]:
+    async def refresh_due(self) -> list[BaseException | bool]:
         """Fetch what has grown old, drop what is too old; return what went wrong, if anything."""
         now = self._clock.monotonic()
-        due = [
-            issuer
-            for issuer, state in self._states.items()
-            if now - state.fetched_at > REFRESH_SECONDS and state.may_try(now)
-        ]
-        return await asyncio.gather(*map(self.need, due), return_exceptions=True)
+        due = [state for state in self._states.values() if state.is_due(now)]
+        return await asyncio.gather(*map(self._renew, due), return_exceptions=True)
 
     async def _refresh(self, state: _State) -> None:
         try:
             jwks = await self._fetch(state.source)
             KeySet.from_json(jwks)
             state.jwks, state.fetched_at = jwks, self._clock.monotonic()
+            state.has_answered = True
         except (JwksUnavailable, *_FAILURES) as error:
             # The text of a client error may hold a URL's query: the kind of error is enough.
             log.warning(
                 "issuer.keys_not_fetched", issuer=state.source.issuer, error=type(error).__name__
             )
+            state.has_answered = False
         finally:
             state.task = None
 

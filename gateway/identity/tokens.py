@@ -118,9 +118,7 @@ class KeySet:
             raise ValueError("not a JWK set")
         keys: dict[str, SigningKey] = {}
         for each in listed:
-            if not isinstance(each, dict) or each.get("use", "sig") != "sig":
-                continue
-            if each.get("kty") not in _KEY_TYPES:
+            if not isinstance(each, dict) or not _is_for_verifying(each):
                 continue
             try:
                 key = jwt.PyJWK(each).key
@@ -136,6 +134,18 @@ class KeySet:
         if not kid and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
+
+
+def _is_for_verifying(jwk: dict[str, Any]) -> bool:
+    """Return whether a JWK is a public signature key (RFC 7517 4.2, 4.3) of a kind we accept."""
+    if jwk.get("kty") not in _KEY_TYPES or jwk.get("use", "sig") != "sig":
+        return False
+    operations = jwk.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        return False
+    if not isinstance(jwk.get("alg"), str | None):
+        return False
+    return "d" not in jwk  # a private key that its set gives away may be anybody's
 
 
 class TokenVerifier:
@@ -171,10 +181,6 @@ class TokenVerifier:
         ]
         for digest in stale:
             del self._cache[digest]
-
-    def has_keys(self, issuer: str) -> bool:
-        """Return whether any keys of the issuer are here."""
-        return issuer in self._keys
 
     def verify(self, token: bytes, now: float) -> VerifiedIdentity:
         """Return who the token speaks for.

@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from google.genai import errors as genai_errors
 
 from tests.conftest import KEY
 from tests.simulators.gateway import Gateway, free_port, wait_for_port
+from tests.simulators.node import NODE
 from tests.simulators.provider import Exchange, Provider
 
 ROOT = Path(__file__).resolve().parents[2]
-NODE = Path(sys.executable).with_name("node")
 MESSAGE: Any = [{"role": "user", "content": "hello"}]
 POLICY = """\
 rules:
