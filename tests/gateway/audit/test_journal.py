@@ -216,7 +216,7 @@ async def test_the_copy_is_made_up_for_in_a_quiet_log(
         async with asyncio.timeout(5):
             await published.wait()
     async with asyncio.timeout(5):
-        while not latest.exists() or "\n2\n" not in latest.read_text():  # noqa: ASYNC110
+        while not latest.exists() or "\n2\n" not in latest.read_text():  # noqa: ASYNC110 - a thread writes it
             await asyncio.sleep(0.01)  # polling another thread
     journal.close()
 
