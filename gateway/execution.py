@@ -154,7 +154,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     compose: Callable[[], Slot]
     body: bytes | None
     response: "ResponseGuard"
-    inspect: Callable[[bytes], None] | None = None
+    inspect: MultipartScanner | None = None
     is_head: bool = False
 
 
@@ -211,7 +211,7 @@ class _Call:
         self.secret = b""
         self.asked: ModelCall | None = None
         self.body: bytes | None = None
-        self.inspect: Callable[[bytes], None] | None = None
+        self.inspect: MultipartScanner | None = None
         self.decision: Decision | None = None
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
@@ -525,7 +525,7 @@ class Execution:
             if route.body is BodyKind.MULTIPART:
                 model = yield from self._peek_model(content_type)
             # The rest is watched as it streams: another model in it breaks the call off.
-            call.inspect = MultipartScanner(content_type, expected=model).feed
+            call.inspect = MultipartScanner(content_type, expected=model)
             asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)
         call.asked = asked
         return asked
@@ -543,6 +543,8 @@ class Execution:
             f"No model in the first {self._limits.buffered} bytes; send `model` before the file.",
         )
         yield PeekBody(self._limits.buffered, is_decided, too_much)
+        if not scanner.is_decided:
+            scanner.finish()
         return scanner.model
 
     # 6 to 8

@@ -17,7 +17,9 @@ MAX_PART_HEAD_BYTES: Final = 8 * 1024
 MAX_MODEL_BYTES: Final = 256
 MAX_PARTS: Final = 256
 
-_BOUNDARY = re.compile(rb';\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))', re.IGNORECASE)
+_BOUNDARY = re.compile(
+    rb';\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))(?=\s*(?:;|$))', re.IGNORECASE
+)
 _NAME = re.compile(rb'(?:^|[;\s])name=(?:"((?:[^"\\]|\\.)*)"|([^\s";]*))', re.IGNORECASE)
 _DISPOSITION = b"content-disposition:"
 
@@ -68,6 +70,15 @@ class MultipartScanner:
         while self._step():
             pass
 
+    def finish(self) -> None:
+        """Say that the body is complete.
+
+        Raises:
+            Refused: It does not end as a multipart body does: what it holds last was not seen whole.
+        """
+        if not self._has_ended:
+            raise _invalid("The multipart body has no end.")
+
     def _step(self) -> bool:
         if self._has_ended:
             self._buffer = b""  # an epilogue says nothing (RFC 2046 5.1.1)
@@ -75,6 +86,10 @@ class MultipartScanner:
         return self._head_step() if self._in_head else self._content_step()
 
     def _content_step(self) -> bool:
+        if not self._parts and not self._buffer.startswith(self._delimiter[: len(self._buffer)]):
+            # A preamble says nothing (RFC 2046 5.1.1), but a lenient reader may find parts in it,
+            # with line feeds alone before its boundaries.
+            raise _invalid("The body does not begin with its boundary.")
         position = self._buffer.find(self._delimiter)
         if position < 0:
             keep = len(self._delimiter) - 1

@@ -273,14 +273,16 @@ class Driver:
         forward, upstream = self._forward, self._upstream
         if forward is None or upstream is None:
             return
+        self._exchange.request_bytes += len(data)
+        if forward.inspect is not None:
+            try:
+                forward.inspect.feed(data)
+                if self._body_complete:
+                    forward.inspect.finish()
+            except Refused as refusal:
+                self._conclude("gateway_error", Fault.DOWNSTREAM, refusal)
+                return
         if data:
-            self._exchange.request_bytes += len(data)
-            if forward.inspect is not None:
-                try:
-                    forward.inspect(data)
-                except Refused as refusal:
-                    self._conclude("gateway_error", Fault.DOWNSTREAM, refusal)
-                    return
             upstream.send(chunk(data) if self._is_request_chunked else data)
         limit = self._proxy.limits.streamed_body_bytes
         if limit and self._exchange.request_bytes > limit:

@@ -291,12 +291,13 @@ async def test_a_large_upload_is_never_held(
 ) -> None:
     """64 MiB to a provider that does not read wait in the caller, not in the gateway."""
     size, piece, stall = 64 * 2**20, b"x" * 2**18, Stall()
-    received = 0
+    received, end = 0, b"\r\n--b--\r\n"
+    whole = len(FORM_HEAD) + size + len(end)
 
     async def read_late(it: Exchange) -> None:
         nonlocal received
         await stall.seen.wait()
-        while received < len(FORM_HEAD) + size:
+        while received < whole:
             received += len(await it.reader.read(2**18))
         await it.reply(b"{}")
 
@@ -304,14 +305,15 @@ async def test_a_large_upload_is_never_held(
     provider.script = read_late
     reader, writer = wire
     head = request(token, b"", path=b"/openai/v1/files", headers=MULTIPART, closes=False)
-    length = b"Content-Length: %d\r\n" % (len(FORM_HEAD) + size)
+    length = b"Content-Length: %d\r\n" % whole
     before = peak_kib(gateway)
     writer.write(head.replace(b"Content-Length: 0\r\n", length) + FORM_HEAD)
     for _ in range(size // len(piece)):
         writer.write(piece)
         await stall.drain(writer)
+    writer.write(end)
     assert (await read_answer(reader))[1] == b"{}"
-    assert received == len(FORM_HEAD) + size
+    assert received == whole
     assert peak_kib(gateway) - before < 24 * 1024
 
 
