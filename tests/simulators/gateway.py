@@ -1,6 +1,7 @@
 """A real gateway for tests: `veklom serve --dev` as a subprocess, and a caller's way in."""
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,12 +25,22 @@ rules:
 """
 
 
+# Each process begins elsewhere, so that two that test at once do not follow each other.
+_FIRST_PORT = 10_000 + os.getpid() * 101 % 20_000
+_PORTS: Iterator[int] = itertools.cycle([*range(_FIRST_PORT, 30_000), *range(10_000, _FIRST_PORT)])
+"""Below those that Linux gives to outgoing connections: none of them comes in between."""
+
+
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a loopback port that nobody listens on, and never the same one soon again."""
+    for port in _PORTS:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("every port is taken")
 
 
 def wait_for_port(port: int) -> None:
