@@ -36,7 +36,11 @@ class MultipartScanner:
             Refused: It is not multipart/form-data with exactly one boundary.
         """
         found = _BOUNDARY.findall(content_type)
-        if not content_type.lower().startswith(b"multipart/form-data") or len(found) != 1:
+        if (
+            not content_type.lower().startswith(b"multipart/form-data")
+            or len(found) != 1
+            or b"boundary*" in content_type.lower()
+        ):
             raise _invalid("The body must be multipart/form-data with one boundary.")
         boundary = found[0][0] or found[0][1]
         self._delimiter = b"\r\n--" + boundary

@@ -47,6 +47,7 @@ class Downstream(asyncio.Protocol):
         self._expect_next()
 
     def _expect_next(self) -> None:
+        self._method = b""
         self._target = b""
         self._headers: list[Header] = []
         self._body: list[bytes] = []
@@ -231,7 +232,7 @@ class Downstream(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
-            if not self._asks_for_websocket and self._parser.get_method() != b"CONNECT":
+            if not self._asks_for_websocket and self._method != b"CONNECT":
                 return self._parse_without_upgrade(rest)
             self._is_upgrade = True
         except httptools.HttpParserCallbackError as error:
@@ -249,7 +250,7 @@ class Downstream(asyncio.Protocol):
         Java's client offers h2c with each request over plain HTTP. The parser takes the body for the
         other protocol's, so the head is read once more without the offer.
         """
-        lines = [b"%b %b HTTP/1.1" % (self._parser.get_method(), self._target)]
+        lines = [b"%b %b HTTP/1.1" % (self._method, self._target)]
         for name, value in self._headers:
             if name == b"connection" and b"close" in value.lower():
                 lines.append(b"connection: close")
@@ -269,7 +270,7 @@ class Downstream(asyncio.Protocol):
 
     def _on_progress(self) -> None:
         if self._driver is None and not self._body_told:
-            fixed = self._proxy.fixed_answer(self._parser.get_method(), self._target)
+            fixed = self._proxy.fixed_answer(self._method, self._target)
             if fixed is not None and self._message_complete:
                 self.write(fixed)
                 self.finish(keeps_alive=self.keeps_alive)
@@ -292,7 +293,7 @@ class Downstream(asyncio.Protocol):
 
     def _request_head(self) -> RequestHead:
         return RequestHead(
-            method=self._parser.get_method(),
+            method=self._method,
             target=self._target,
             headers=self._headers,
             content_length=-1 if self._is_chunked else self._content_length,
@@ -388,6 +389,8 @@ class Downstream(asyncio.Protocol):
         """Check what the head says as a whole."""
         if self._extra:
             return
+        # Noted here: once the parser has seen a second request behind this one, it tells of that.
+        self._method = self._parser.get_method()
         if self._parser.get_http_version() != "1.1":
             raise Refused("http_version_not_supported", "Use HTTP/1.1.")
         if self._hosts != 1:

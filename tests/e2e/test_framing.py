@@ -116,6 +116,21 @@ async def test_a_pipelined_request_is_not_served(
     assert len(provider.received) == 1
 
 
+@pytest.mark.parametrize("offer", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+async def test_a_second_request_says_nothing_of_the_first(
+    open_port: tuple[int, str], provider: Provider, offer: bytes
+) -> None:
+    """What is sent behind a request in the same write changes neither its method nor its answer."""
+    port, token = open_port
+    one = request(token, BODY, headers=offer, closes=False)
+    for method in (b"GET", b"DELETE", b"HEAD"):
+        other = request(token, b"", path=b"/openai/v1/models", method=method, closes=False)
+        answer = await exchange(port, one + other)
+        assert parse(answer).status == 200
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert [each.line.split()[0] for each in provider.received] == [b"POST"] * 3
+
+
 @pytest.mark.parametrize("path", [b"/openai/v1/chat/completions", b"/openai/v1/files"])
 async def test_a_request_cut_short_at_any_byte_reaches_nobody_whole(
     open_port: tuple[int, str], provider: Provider, path: bytes

@@ -102,6 +102,8 @@ def test_the_model_must_be_the_one_that_was_judged(expected: str) -> None:
         b"multipart/form-data; boundary=a; boundary=b",
         b"multipart/form-data; boundary=" + b"a" * 71,
         b"multipart/mixed; boundary=b",
+        b"multipart/form-data; boundary=a; boundary*=utf-8''b",
+        b"multipart/form-data; boundary=a; boundary*0=b",
     ],
 )
 def test_a_content_type_names_one_boundary(content_type: bytes) -> None:
