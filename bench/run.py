@@ -137,7 +137,7 @@ def post(url: str, body: dict[str, object], token: str = "") -> dict[str, object
     return answer
 
 
-def load(url: str, script: Path, connections: int, seconds: float) -> tuple[int, int]:
+def load(url: str, script: Path, connections: int, seconds: int) -> tuple[int, int]:
     """Return how many calls wrk made, and how many of them did not succeed."""
     command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s"]
     out = subprocess.run(
@@ -165,7 +165,7 @@ def script(folder: Path, name: str, token: str, size: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="bytes of the request body")
     arguments = parser.parse_args()
     for tool in ("wrk", "nginx", "taskset"):
@@ -234,7 +234,7 @@ def main() -> None:
         measure(targets, arguments.rounds, arguments.seconds)
 
 
-def measure(targets: dict[str, tuple[int, str, Path]], rounds: int, seconds: float) -> None:
+def measure(targets: dict[str, tuple[int, str, Path]], rounds: int, seconds: int) -> None:
     for connections in (64, 1):
         figures: dict[str, list[float]] = {name: [] for name in targets}
         rates: dict[str, list[float]] = {name: [] for name in targets}
