@@ -18,8 +18,8 @@ No I/O.
 """
 
 import secrets
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator
+from typing import Any
 
 import msgspec
 
@@ -34,14 +34,28 @@ from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
 from gateway.limits.headers import rate_limit_headers
 from gateway.limits.memory_store import MemoryLimiter, Reservation
-from gateway.problems import Problem, problem_from
-from gateway.providers.dialect import BodyKind, Dialect, UsageReader
-from gateway.providers.echoes import Blot, EchoFilter, without_echo
-from gateway.providers.headers import forwardable, response_headers
+from gateway.problems import problem_from
+from gateway.providers.dialect import BodyKind, Dialect
+from gateway.providers.headers import forwardable
 from gateway.providers.multipart import MultipartScanner
 from gateway.providers.provider import Provider
 from gateway.providers.routes import Route, RouteTable, TargetRefused
-from gateway.providers.stream_usage import UsageEventFilter, request_usage
+from gateway.providers.stream_usage import request_usage
+from gateway.response import Header, ResponseGuard
+from gateway.story import (
+    Answer,
+    AwaitKeys,
+    Break,
+    Command,
+    Exchange,
+    Finish,
+    Forward,
+    PeekBody,
+    ReadBody,
+    Record,
+    RequestHead,
+    Story,
+)
 from gateway.telemetry.metrics import CallMetrics
 from keys.envelope import OVERHEAD_BYTES
 from keys.region import Slot
@@ -51,143 +65,6 @@ from policies.engine import decide
 from policies.quota import QuotaStatus
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
-
-Header = tuple[bytes, bytes]
-
-
-class RequestHead:
-    """What a caller's connection says before its body. Never printed: it carries credentials.
-
-    `headers` have lower-case names. `content_length` is 0 without a body and -1 where the body is
-    chunked.
-    """
-
-    __slots__ = ("client_address", "content_length", "headers", "is_upgrade", "method", "target")
-
-    def __init__(  # noqa: PLR0913 - one argument for each thing a head says
-        self,
-        *,
-        method: bytes,
-        target: bytes,
-        headers: list[Header],
-        content_length: int,
-        client_address: str,
-        is_upgrade: bool = False,
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.content_length = content_length
-        self.client_address = client_address
-        self.is_upgrade = is_upgrade
-
-    def header(self, name: bytes) -> bytes:
-        """Return the first value of the field `name` (lower-case), or nothing."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
-
-
-# --- what the story asks of the world ------------------------------------------------------------
-
-
-class ReadBody(msgspec.Struct, frozen=True):
-    """Resume with the whole body, at most `limit` bytes."""
-
-    limit: int
-
-
-class PeekBody(msgspec.Struct, frozen=True):
-    """Resume once `is_enough`, which gets each piece of the body once, says so, or the body ended.
-
-    The bytes stay queued for the exchange: a peek consumes nothing. Where `limit` bytes are held and
-    it is not enough, `too_much` is raised here.
-    """
-
-    limit: int
-    is_enough: Callable[[bytes], bool]
-    too_much: Refused
-
-
-class AwaitKeys(msgspec.Struct, frozen=True):
-    """Resume when the issuer's keys have come; raise `Refused` here if they do not."""
-
-    issuer: str
-    kid: str
-
-
-class Record(msgspec.Struct, frozen=True):
-    """Resume when the event is durable; raise `AuditUnavailable` here if it cannot be."""
-
-    event: CallStart | CallEnd | CallDenied
-
-
-class Exchange(msgspec.Struct, kw_only=True):
-    """What became of a forwarded call.
-
-    `refusal` is set where no response byte was sent, so that the story may still answer. `status`
-    is what the caller saw, 0 for nothing.
-    """
-
-    outcome: str = "complete"
-    fault: str = ""
-    status: int = 0
-    upstream_status: int = 0
-    request_bytes: int = 0
-    response_bytes: int = 0
-    first_byte_seconds: float = 0.0
-    refusal: Refused | None = None
-
-
-class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """Carry the call to the provider and the answer back; resume with the `Exchange`.
-
-    `compose` lays the upstream head out in a secret slot; it is called once, when a connection is
-    ready to take it, and raises `Refused` if the session has closed meanwhile. `body` is None
-    where the caller's bytes are streamed as they come. The bytes that complete the answer are held
-    until `Finish`.
-    """
-
-    provider: Provider
-    session_id: str
-    compose: Callable[[], Slot]
-    body: bytes | None
-    response: "ResponseGuard"
-    inspect: MultipartScanner | None = None
-    is_head: bool = False
-
-
-class Finish(msgspec.Struct, frozen=True):
-    """Release the held end of the answer."""
-
-
-class Break(msgspec.Struct, frozen=True):
-    """Break the answer off so that no caller takes it for whole."""
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """Send the gateway's own answer."""
-
-    problem: Problem
-    dialect: Dialect | None
-    headers: Sequence[Header]
-
-
-Command = ReadBody | PeekBody | AwaitKeys | Record | Forward | Finish | Break | Answer
-Story = Generator[Command, Any, None]
-
-
-class Journal(Protocol):
-    """The part of an audit journal that a driver needs to serve `Record`."""
-
-    def append(
-        self,
-        event: CallStart | CallEnd | CallDenied,
-        on_durable: Callable[[AuditUnavailable | None], None] | None = None,
-    ) -> int:
-        """Queue one event."""
-
 
 # --- one call's facts ----------------------------------------------------------------------------
 
@@ -228,123 +105,6 @@ class _Granted(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     fingerprint: str
     credential_bytes: int
-
-
-_BLANK_LINE = (b"\n\n", b"\n\r\n", b"\r\r")
-"""How an event ends, in the three spellings that a stream may choose from."""
-
-
-class ResponseGuard:
-    """What may happen to a response on its way back: headers chosen, usage read, bytes untouched.
-
-    There are two exceptions: the usage event that the gateway itself asked an OpenAI-compatible
-    provider for is taken out again; and where header fields or an error quote the credential, it
-    is blotted out, byte for byte.
-    """
-
-    def __init__(
-        self,
-        granted: _Granted,
-        extra_headers: list[Header],
-        *,
-        blot: Blot,
-        removes_usage_event: bool,
-    ) -> None:
-        self._granted = granted
-        self._extra_headers = extra_headers
-        self._blot = blot
-        self._reader: UsageReader | None = None
-        self._filter: UsageEventFilter | EchoFilter | None = None
-        self._removes_usage_event = removes_usage_event
-        self._is_event_stream = False
-        self._last_bytes = b"\n\n"  # before the first event is between events
-        self._status = 0
-
-    def begin(self, status: int, headers: Sequence[Header]) -> list[Header]:
-        """Return the header fields for the caller, framing left out.
-
-        Raises:
-            Refused: The answer is a redirect. Following it, here or in the caller's SDK, would
-                carry a credential to a host that nobody deposited it for. Or it may quote the
-                credential, and the session has closed.
-        """
-        if 300 <= status < 400 and status != 304:
-            raise Refused("upstream_redirected", "The provider answered with a redirect.")
-        content_type = b""
-        for name, value in headers:
-            if name.lower() == b"content-type":
-                content_type = value
-                break
-        self._status = status
-        self._is_event_stream = content_type.startswith(b"text/event-stream")
-        granted = self._granted
-        if status < 300:
-            self._reader = granted.dialect.usage_reader(granted.route, granted.asked, content_type)
-        if status >= 400:
-            self._filter = EchoFilter(self._blot, granted.credential_bytes)
-        elif self._removes_usage_event and self._is_event_stream and status == 200:
-            self._filter = UsageEventFilter()
-        passing = without_echo(response_headers(headers), self._blot, granted.credential_bytes)
-        return passing + self._extra_headers
-
-    @property
-    def changes_length(self) -> bool:
-        """Whether the body may come out shorter than the provider's Content-Length says."""
-        return isinstance(self._filter, UsageEventFilter)
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what of `data` goes to the caller now.
-
-        Raises:
-            Refused: It may quote the credential, and the session has closed.
-        """
-        if self._reader is not None:
-            self._reader.feed(data)
-        if self._filter is not None:
-            data = self._filter.feed(data)
-        if self._is_event_stream:
-            self._last_bytes = (self._last_bytes + data[-3:])[-3:]
-        return data
-
-    def end(self) -> bytes:
-        """Return what was held back, at the end of the body."""
-        return self._filter.end() if self._filter is not None else b""
-
-    def interrupt(self, code: str, message: str) -> bytes:
-        """Return the dialect's in-stream error event, or nothing where none can be told apart.
-
-        In the middle of an event it would complete what was never whole, and an SDK would fail on
-        the event's JSON instead of on ours.
-        """
-        if not self._is_event_stream or not self._last_bytes.endswith(_BLANK_LINE):
-            return b""
-        return self._granted.dialect.stream_error(code, message)
-
-    def usage(self) -> UsageRecord:
-        """Return what the provider said it counted."""
-        if self._reader is None:
-            return UsageRecord()
-        usage = self._reader.usage()
-        return UsageRecord(
-            input=usage.input,
-            output=usage.output,
-            cache_read=usage.cache_read,
-            cache_write=usage.cache_write,
-            reasoning=usage.reasoning,
-            source=usage.source,
-            model=self._without_echo(usage.model),
-        )
-
-    def _without_echo(self, model: str) -> str:
-        """Return what the provider calls its model: into the record goes no credential either."""
-        if len(model) < self._granted.credential_bytes:
-            return model
-        name = bytearray(model.encode())
-        try:
-            self._blot(name)
-        except Refused:
-            return ""
-        return name.decode()
 
 
 # --- the story -----------------------------------------------------------------------------------
@@ -564,7 +324,14 @@ class Execution:
         def blot(data: bytearray) -> int:
             return self._sessions.blot(session_id, secret, provider.name, provider.origin, data)
 
-        return ResponseGuard(granted, extra, blot=blot, removes_usage_event=asks)
+        return ResponseGuard(
+            route=granted.route,
+            asked=granted.asked,
+            credential_bytes=granted.credential_bytes,
+            extra_headers=extra,
+            blot=blot,
+            removes_usage_event=asks,
+        )
 
     def _forward(
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard

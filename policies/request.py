@@ -26,7 +26,11 @@ class Operation(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller, as a configured issuer vouches for it."""
+    """The caller, as a configured issuer vouches for it.
+
+    `authenticated_at` (seconds since the epoch) is when a person last proved who they are; 0 where
+    the issuer does not say.
+    """
 
     issuer: str
     subject: str
@@ -36,6 +40,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str] = frozenset()
     acr: str = ""
     amr: frozenset[str] = frozenset()
+    authenticated_at: int = 0
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):

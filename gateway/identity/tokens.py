@@ -293,6 +293,7 @@ def _identity(claims: dict[str, Any], issuer: Issuer, now: float) -> VerifiedIde
         scopes=frozenset(_texts(claims.get("scope", claims.get("scp")))),
         acr=_text(claims.get("acr", "")),
         amr=frozenset(_texts(claims.get("amr"))),
+        authenticated_at=int(_instant(claims, "auth_time")),
     )
     return VerifiedIdentity(principal, expires + leeway)
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from gateway.errors import Refused
-from gateway.execution import Header, RequestHead
 from gateway.problems import problem_from, render
 from gateway.proxy.driver import Driver
+from gateway.response import Header
+from gateway.story import RequestHead
 
 if TYPE_CHECKING:
     from gateway.proxy.server import Proxy

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from gateway.audit.journal import AuditUnavailable
 from gateway.errors import Fault, Refused
-from gateway.execution import (
+from gateway.problems import render
+from gateway.proxy.upstream import Upstream
+from gateway.response import Header
+from gateway.story import (
     Answer,
     AwaitKeys,
     Break,
@@ -17,15 +20,12 @@ from gateway.execution import (
     Exchange,
     Finish,
     Forward,
-    Header,
     PeekBody,
     ReadBody,
     Record,
     RequestHead,
     Story,
 )
-from gateway.problems import render
-from gateway.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from gateway.proxy.downstream import Downstream

@@ -13,11 +13,12 @@ import msgspec
 
 from gateway.clock import Clock
 from gateway.errors import Refused
-from gateway.execution import Execution, Journal
+from gateway.execution import Execution
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.driver import Driver
 from gateway.proxy.hangups import HangupWatch
 from gateway.proxy.pool import Pool
+from gateway.story import Journal
 from gateway.telemetry.metrics import CallMetrics
 
 SWEEP_SECONDS = 1.0

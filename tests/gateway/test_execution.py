@@ -12,21 +12,7 @@ from gateway.audit.event import CallDenied, CallEnd, CallStart, RefusalsCounted
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, RefusalBudget
 from gateway.errors import Refused
-from gateway.execution import (
-    Answer,
-    AwaitKeys,
-    BodyLimits,
-    Break,
-    Command,
-    Exchange,
-    Execution,
-    Finish,
-    Forward,
-    PeekBody,
-    ReadBody,
-    Record,
-    RequestHead,
-)
+from gateway.execution import BodyLimits, Execution
 from gateway.identity.dev_issuer import DEVELOPMENT, ISSUER, DevelopmentIssuer
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
@@ -34,6 +20,19 @@ from gateway.identity.tokens import TokenVerifier
 from gateway.limits.memory_store import MemoryLimiter
 from gateway.providers.provider import Provider
 from gateway.providers.routes import RouteTable
+from gateway.story import (
+    Answer,
+    AwaitKeys,
+    Break,
+    Command,
+    Exchange,
+    Finish,
+    Forward,
+    PeekBody,
+    ReadBody,
+    Record,
+    RequestHead,
+)
 from gateway.telemetry.metrics import CallMetrics
 from keys.region import SecretRegion
 from keys.secret import Secret

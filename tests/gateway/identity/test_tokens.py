@@ -653,6 +653,8 @@ def test_roles_are_read_by_their_paths(
         ({"acr": "high"}, "acr", "high"),
         ({"acr": 3}, "acr", ""),
         ({"amr": ["pwd", "otp"]}, "amr", {"pwd", "otp"}),
+        ({"auth_time": 1_700_000_000}, "authenticated_at", 1_700_000_000),
+        ({}, "authenticated_at", 0),
         ({"amr": {}}, "amr", set()),
         ({}, "issuer", NAME),
         ({"sub": "\u00e9\U0001f600"}, "subject", "\u00e9\U0001f600"),
