@@ -192,6 +192,7 @@ _HELP = {
     "audit_failed": "Audit logs that have failed; calls are refused.",
     "sessions_open": "Open sessions.",
     "workers_ready": "Workers that serve.",
+    "kills_standing": "Kills that operators have placed and not lifted.",
 }
 
 
