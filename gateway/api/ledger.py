@@ -8,14 +8,15 @@ Laws of this file:
   the session; a session that not every worker holds is destroyed;
 - nobody is told that a session closed before it is gone from every worker;
 - time is judged here alone: workers report use, the sweep closes what is old or idle;
-- a control process that takes over adopts what all workers hold, and nothing else.
+- what the store keeps is open, and nothing else: whatever it was asked is asked again once workers
+  hold the answer, for a session may be closed by another replica meanwhile;
+- a session that the store cannot be asked to forget is forgotten here at once, and its end is not
+  confirmed.
 """
 
 import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from gateway.audit.event import (
@@ -30,6 +31,7 @@ from gateway.clock import Clock
 from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer
+from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from keys.errors import UnsealFailed
 from keys.session import Deposit, SessionRecord, renew_session, seal_session
 from policies.request import Principal
@@ -51,37 +53,13 @@ Recorder = Callable[[Event], Awaitable[None]]
 """Returns when the event is durable; raises `AuditUnavailable` if it cannot be."""
 
 
-@dataclass(slots=True)
-class Entry:
-    """One open session."""
-
-    principal: Principal
-    record: SessionRecord
-    label: str
-    used_at: float
-
-    def to_public(self) -> dict[str, object]:
-        """Return what its owner may see."""
-        record = self.record
-        return {
-            "session_id": record.session_id,
-            "label": self.label,
-            "created_at": record.created_at,
-            "expires_at": record.expires_at,
-            "idle_seconds": record.idle_seconds,
-            "generation": record.generation,
-            "providers": {
-                each.provider: {"fingerprint": each.fingerprint} for each in record.credentials
-            },
-        }
-
-
 class SessionLedger:
-    """Every open session of this gateway."""
+    """Opens, renews and closes sessions: the store keeps them, workers serve them."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part once
         self,
         *,
+        store: SessionStore,
         fleet: Fleet,
         tokens: SessionTokenIssuer,
         record: Recorder,
@@ -89,18 +67,13 @@ class SessionLedger:
         limits: Sessions,
         clock: Clock,
     ) -> None:
+        self._store = store
         self._fleet = fleet
         self._tokens = tokens
         self._record = record
         self._fingerprint_key = fingerprint_key
         self._limits = limits
         self._clock = clock
-        self._entries: dict[str, Entry] = {}
-        self._opening: Counter[tuple[str, str]] = Counter()
-
-    def __len__(self) -> int:
-        """Return how many sessions are open."""
-        return len(self._entries)
 
     async def open(  # noqa: PLR0913 - what a session is made of
         self,
@@ -121,29 +94,42 @@ class SessionLedger:
         """
         try:
             lifetime, idle = self._lifetime(ttl_seconds), self._idle(idle_seconds)
-            with self._room_for(principal):
-                entry, secret = self._seal(principal, deposits, lifetime, idle, label)
-                await self._record(_opened(entry, form, client_address))
-                # A crash here: an opening is on record, and nothing was opened.
-                self._entries[entry.record.session_id] = entry
+            entry, secret = self._seal(principal, deposits, lifetime, idle, label)
         finally:
             for deposit in deposits:
                 deposit.credential.wipe()
         try:
+            await self._keep(entry, form, client_address)
             await self._serve(entry)
             return entry, self._mint(entry, secret)
         finally:
             secret[:] = bytes(len(secret))
 
+    async def _keep(self, entry: Entry, form: str, client_address: str) -> None:
+        try:
+            await self._store.open(entry)
+            # A crash from here on: a session that nobody has the token of, until it idles out.
+            await self._record(_opened(entry, form, client_address))
+        except (StoreUnavailable, AuditUnavailable):
+            with suppress(StoreUnavailable):
+                await self._store.close(entry.record.session_id, "not_opened")
+            raise
+
     async def _serve(self, entry: Entry) -> None:
         """Have every worker serve the session; one that not all of them serve is destroyed."""
+        session_id = entry.record.session_id
         try:
             await self._fleet.put(
                 entry.principal, entry.record, label=entry.label, used_at=entry.used_at
             )
+            kept = await self._store.find(session_id)
         except Refused:
-            await self.close(entry.record.session_id, "not_served")
+            await self.close(session_id, "not_served")
             raise
+        if kept is None or kept.record.generation != entry.record.generation:
+            # Closed, or renewed by another replica, before or while workers were told.
+            await self._fleet.drop(session_id, "closed")
+            raise Refused("session_not_found", "The session was closed meanwhile.")
 
     def _lifetime(self, asked: int | None) -> int:
         lifetime = int(self._limits.default_ttl) if asked is None else asked
@@ -156,26 +142,6 @@ class SessionLedger:
         if not 1 <= idle <= self._limits.max_ttl:
             raise Refused("invalid_body", f"idle_seconds must be 1 to {int(self._limits.max_ttl)}.")
         return idle
-
-    @contextmanager
-    def _room_for(self, principal: Principal) -> Iterator[None]:
-        """Hold a place for one more session until it counts among the open ones."""
-        owner = (principal.issuer, principal.subject)
-        if len(self._entries) + self._opening.total() >= self._limits.total:
-            raise Refused("overloaded", "Too many sessions are open.", retry_after_seconds=30)
-        own = sum(
-            (entry.principal.issuer, entry.principal.subject) == owner
-            for entry in self._entries.values()
-        )
-        if own + self._opening[owner] >= self._limits.per_subject:
-            raise Refused("too_many_sessions", "Close a session before you open another.")
-        self._opening[owner] += 1
-        try:
-            yield
-        finally:
-            self._opening[owner] -= 1
-            if not self._opening[owner]:
-                del self._opening[owner]
 
     def _seal(
         self,
@@ -212,20 +178,21 @@ class SessionLedger:
             expires_at=record.expires_at,
         )
 
-    def find(self, session_id: str, principal: Principal) -> Entry:
+    async def find(self, session_id: str, principal: Principal) -> Entry:
         """Return the caller's own session of this id.
 
         Raises:
             Refused: There is none; another caller's is as good as none.
         """
-        entry = self._entries.get(session_id)
+        entry = await self._store.find(session_id)
         if entry is None or not _is_owner(entry, principal):
             raise Refused("session_not_found", "There is no such session of yours.")
         return entry
 
-    def list_of(self, principal: Principal) -> list[Entry]:
+    async def list_of(self, principal: Principal) -> list[Entry]:
         """Return the caller's own sessions."""
-        return [entry for entry in self._entries.values() if _is_owner(entry, principal)]
+        owned = await self._store.owned_by(principal)
+        return [entry for entry in owned if _is_owner(entry, principal)]
 
     async def renew(
         self, entry: Entry, secret: bytes, ttl_seconds: int | None
@@ -242,31 +209,39 @@ class SessionLedger:
             record = renew_session(before, secret, expires_at)
         except UnsealFailed:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
-        # Taken before anything is awaited: of two renewals at once, the second finds it renewed.
-        entry.record = record
-        entry.used_at = self._clock.now()
+        renewed = Entry(entry.principal, record, entry.label, self._clock.now())
+        # Of two renewals at once, the second finds another generation than it read.
+        if not await self._store.replace(renewed, before.generation):
+            raise Refused("session_mismatch", "The session was renewed or closed meanwhile.")
         try:
             await self._record(_renewed(record))
         except AuditUnavailable:
-            entry.record = before
+            with suppress(StoreUnavailable):
+                await self._store.replace(entry, record.generation)
             raise
-        if self._entries.get(record.session_id) is not entry:
-            raise Refused("session_not_found", "The session was closed meanwhile.")
-        await self._serve(entry)
+        await self._serve(renewed)
         kept = bytearray(secret)
         try:
-            return entry, self._mint(entry, kept)
+            return renewed, self._mint(renewed, kept)
         finally:
             kept[:] = bytes(len(kept))
 
-    async def close(self, session_id: str, reason: str) -> int:
+    async def close(self, session_id: str, reason: str, *, due_at: float | None = None) -> int:
         """Destroy a session everywhere, then record it; return how many live calls were cut.
+
+        With `due_at` only if it ends by then: it may have been used since somebody looked.
 
         Raises:
             AuditUnavailable: It is closed, but that could not be recorded.
+            StoreUnavailable: It is closed here; the store hears of it before it is served again.
             Refused: It is closed here; a worker that does not answer closes it when it runs again.
         """
-        entry = self._entries.pop(session_id, None)
+        try:
+            entry = await self._store.close(session_id, reason, due_at=due_at)
+        except StoreUnavailable:
+            if due_at is None:
+                await self._fleet.drop(session_id, reason)
+            raise
         if entry is None:
             return 0
         cut = 0
@@ -276,34 +251,31 @@ class SessionLedger:
             await self._record(_closed(entry.record, reason, cut))
         return cut
 
-    def adopt(self, entry: Entry) -> None:
-        """Go on with a session that a control process before this one opened."""
-        self._entries[entry.record.session_id] = entry
+    async def close_own(self, session_id: str, principal: Principal) -> int:
+        """Close the caller's own session; where the store does not answer, what is held of it here.
 
-    def entries(self) -> list[Entry]:
-        """Return every open session."""
-        return list(self._entries.values())
+        Raises:
+            Refused: There is none of theirs, or as `close` says.
+            AuditUnavailable: It is closed, but that could not be recorded.
+        """
+        try:
+            await self.find(session_id, principal)
+        except StoreUnavailable:
+            entry = self._store.recall(session_id)
+            if entry is None or not _is_owner(entry, principal):
+                raise
+        return await self.close(session_id, "closed")
 
-    def touch(self, session_ids: Sequence[str]) -> None:
-        """Note that these sessions carried a call."""
+    async def close_due(self) -> list[Refused | AuditUnavailable]:
+        """Close every session whose time is over; return what went wrong with some."""
         now = self._clock.now()
-        for session_id in session_ids:
-            entry = self._entries.get(session_id)
-            if entry is not None:
-                entry.used_at = now
-
-    def due(self) -> list[tuple[str, str]]:
-        """Return the sessions to close now, each with the reason."""
-        now = self._clock.now()
-        return [
-            (session_id, "expired" if entry.record.expires_at <= now else "idle")
-            for session_id, entry in self._entries.items()
-            if entry.record.expires_at <= now or entry.used_at + entry.record.idle_seconds <= now
-        ]
-
-    def all_ids(self) -> list[str]:
-        """Return the id of every open session."""
-        return list(self._entries)
+        faults: list[Refused | AuditUnavailable] = []
+        for session_id, reason in await self._store.due(now):
+            try:
+                await self.close(session_id, reason, due_at=now)
+            except (Refused, AuditUnavailable) as error:
+                faults.append(error)
+        return faults
 
 
 def _is_owner(entry: Entry, principal: Principal) -> bool:

@@ -31,12 +31,14 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 class SessionTable:
     """The open sessions of one worker."""
 
-    def __init__(self, vault: SessionVault) -> None:
+    def __init__(self, vault: SessionVault, *, is_shared: bool = False) -> None:
+        """Take the vault; where sessions are shared, none is served before a lease is."""
         self._vault = vault
+        self._is_shared = is_shared
         self._sessions: dict[str, Session] = {}
         self._touched: set[str] = set()
         self._used_at: dict[str, float] = {}
-        self._is_suspended = False
+        self._is_suspended = is_shared
 
     def __len__(self) -> int:
         """Return how many sessions are open."""
@@ -83,6 +85,13 @@ class SessionTable:
                 retry_after_seconds=1,
             )
         return self._sessions.get(session_id)
+
+    def must_ask(self, session_id: str, generation: int) -> bool:
+        """Return whether a shared store may know more of a session than this worker holds."""
+        if not self._is_shared:
+            return False
+        session = self._sessions.get(session_id)
+        return session is None or session.record.generation < generation
 
     def touch(self, session_id: str) -> None:
         """Note that the session carries a call; idle expiry is the control process's to judge."""

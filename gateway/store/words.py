@@ -1,0 +1,92 @@
+"""What replicas leave for each other in the shared store: sessions, events, kills; all authenticated.
+
+A session is kept as MessagePack of who opened it and its sealed record; nothing in it opens a key
+without the session token. Events are what every replica must hear, in one order. No I/O.
+"""
+
+import msgspec
+
+from gateway.store.sessions import Entry
+from keys.deployment import Authenticator
+from keys.session import SessionRecord
+from policies.request import Principal
+
+
+class Dropped(msgspec.Struct, frozen=True, kw_only=True, tag="dropped"):
+    """A session ended; the replica `by` told its own workers itself."""
+
+    session_id: str
+    reason: str
+    by: str
+
+
+class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag="renewed"):
+    """A session has another generation; the replica `by` told its own workers itself."""
+
+    session_id: str
+    generation: int
+    by: str
+
+
+class KillPlaced(msgspec.Struct, frozen=True, kw_only=True, tag="kill-placed"):
+    """From now on this kill stands; what `data` means is for who placed it."""
+
+    kill_id: str
+    data: bytes
+
+
+class KillLifted(msgspec.Struct, frozen=True, kw_only=True, tag="kill-lifted"):
+    """The kill stands no more."""
+
+    kill_id: str
+
+
+Event = Dropped | Renewed | KillPlaced | KillLifted
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    principal: Principal
+    record: SessionRecord
+    label: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_kept: msgspec.msgpack.Decoder[_Kept] = msgspec.msgpack.Decoder(_Kept)
+_event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+class Words:
+    """Puts things into the authenticated form and reads them back.
+
+    Everything that reads raises `keys.errors.Forged` for what no replica of this deployment said.
+    """
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    def from_entry(self, entry: Entry) -> bytes:
+        """Return what is kept of a session."""
+        kept = _Kept(principal=entry.principal, record=entry.record, label=entry.label)
+        body = _encoder.encode(kept)
+        return self._authenticator.protect("session", entry.record.session_id, body)
+
+    def to_entry(self, session_id: str, data: bytes, used_at: float) -> Entry:
+        """Return the session; when it was used is not among what is kept."""
+        kept = _kept.decode(self._authenticator.reveal("session", session_id, data))
+        return Entry(kept.principal, kept.record, kept.label, used_at)
+
+    def from_event(self, event: Event) -> bytes:
+        """Return the event as it is published."""
+        return self._authenticator.protect("event", "", _encoder.encode(event))
+
+    def to_event(self, data: bytes) -> Event:
+        """Return the event."""
+        return _event.decode(self._authenticator.reveal("event", "", data))
+
+    def from_kill(self, kill_id: str, data: bytes) -> bytes:
+        """Return the kill as it stands."""
+        return self._authenticator.protect("kill", kill_id, data)
+
+    def to_kill(self, kill_id: str, data: bytes) -> bytes:
+        """Return the kill's data."""
+        return self._authenticator.reveal("kill", kill_id, data)
