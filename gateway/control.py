@@ -80,7 +80,7 @@ from gateway.relay import (
 )
 from gateway.store.connection import StoreRefused
 from gateway.store.memory import MemoryStore
-from gateway.store.redis_store import RedisStore
+from gateway.store.redis_store import Owed, RedisStore
 from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from gateway.takeover import settle
 from gateway.telemetry.logs import get_log
@@ -182,8 +182,8 @@ class Control:
         )
         return store, member
 
-    async def _close_owed(self, session_id: str, reason: str) -> None:
-        await self._ledger.close(session_id, reason)
+    async def _close_owed(self, owed: Owed) -> None:
+        await self._ledger.close(owed.session_id, owed.reason, due_at=owed.due_at)
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit code."""

@@ -5,7 +5,7 @@ Laws of this file:
   that it answered, and only once every end that it told was passed on;
 - whoever may have missed an event compares everything that workers hold before granting a lease: a gap
   in the numbers of events, a store that began anew, a control process that did;
-- an end that the store could not be told is told before a lease is granted;
+- an end that the store did not confirm is told again before a lease is granted;
 - what was being read while something was said of it is read again: a session that ended cannot come
   back through an answer that was on its way.
 """
@@ -21,7 +21,7 @@ from gateway.clock import Clock
 from gateway.errors import GatewayError, Refused
 from gateway.relay import UNASKED, DropSession, Lease, PutSession, SessionAbsent
 from gateway.store.connection import StoreRefused
-from gateway.store.redis_store import EVENTS_AT_ONCE, Meeting, RedisStore
+from gateway.store.redis_store import EVENTS_AT_ONCE, Meeting, Owed, RedisStore
 from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.store.words import Dropped, Event, KillLifted, KillPlaced, Renewed
 from gateway.telemetry.logs import get_log
@@ -62,13 +62,13 @@ class FleetMember:
         store: RedisStore,
         workers: Workers,
         record: Callable[[AuditEvent], Awaitable[None]],
-        close: Callable[[str, str], Awaitable[None]],
+        close: Callable[[Owed], Awaitable[None]],
         on_kill: OnKill,
         persistence_reason: str,
         staleness_seconds: float,
         clock: Clock,
     ) -> None:
-        """Take the parts; `close` ends a session as its owner would, and records that it ended."""
+        """Take the parts; `close` tells the store of an end once more, and records it."""
         self._store = store
         self._workers = workers
         self._record = record
@@ -259,9 +259,9 @@ class FleetMember:
 
     async def _tell_owed(self) -> None:
         """Tell the store of the sessions that ended here while it could not be told."""
-        for session_id, reason in self._store.owed():
+        for owed in self._store.owed():
             try:
-                await self._close(session_id, reason)
+                await self._close(owed)
             except StoreUnavailable:
                 raise
             except (Refused, AuditUnavailable) as error:

@@ -239,7 +239,7 @@ class SessionLedger:
         try:
             entry = await self._store.close(session_id, reason, due_at=due_at)
         except StoreUnavailable:
-            if due_at is None:
+            if due_at is None:  # an owner's word counts at once; time is the store's to judge
                 await self._fleet.drop(session_id, reason)
             raise
         if entry is None:

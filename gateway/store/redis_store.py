@@ -51,6 +51,9 @@ READ_AT_ONCE: Final = 200
 MAX_OWED: Final = 10_000
 """Ends of sessions that are remembered until the store can be told."""
 
+CLAIM_SECONDS: Final = 600
+"""How long whoever ended a session may ask again for what to record: far beyond any lost answer."""
+
 MAX_SKEW_SECONDS: Final = 30.0
 """How far a replica's clock may be from that of Redis, as for issuers' tokens."""
 
@@ -66,6 +69,15 @@ class _Script:
 _OPEN, _REPLACE, _CLOSE, _FIND, _DUE, _TOUCH, _MEET, _KILL = map(
     _Script, ("open", "replace", "close", "find", "due", "touch", "meet", "kill")
 )
+
+
+class Owed(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a session, of which the store has not confirmed that it heard."""
+
+    session_id: str
+    reason: str
+    due_at: float | None
+    claim: str
 
 
 class Meeting(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +108,7 @@ class RedisStore:
         self._listener = connect(store, connections=1, wait_seconds=self.listen_seconds)
         self._held: dict[str, Entry] = {}
         self._used: dict[str, float] = {}
-        self._owed: dict[str, str] = {}
+        self._owed: dict[str, Owed] = {}
         self.replica = secrets.token_hex(8)
         """Names this process among the replicas."""
         self.errors = 0
@@ -143,6 +155,9 @@ class RedisStore:
     def _session(self, session_id: str) -> str:
         return f"{self._prefix}session:{session_id}"
 
+    def _ended(self, session_id: str) -> str:
+        return f"{self._prefix}ended:{session_id}"
+
     def _owner(self, principal: Principal) -> str:
         name = f"{principal.issuer}\0{principal.subject}".encode()
         return f"{self._prefix}owner:{hashlib.sha256(name).hexdigest()[:32]}"
@@ -164,9 +179,9 @@ class RedisStore:
     async def open(self, entry: Entry) -> None:
         """Keep a new session, if there is room."""
         keys = self._session(entry.record.session_id), self._deadlines, self._owner(entry.principal)
+        about, now = self._words.from_about(entry), int(self._clock.now() * 1000)
         limits = self._limits.total, self._limits.per_subject
-        now = int(self._clock.now() * 1000)
-        match await self._run(_OPEN, keys, *self._written(entry), now, *limits):
+        match await self._run(_OPEN, keys, *self._written(entry), about, now, *limits):
             case b"too many in all":
                 raise too_many_in_all()
             case b"too many of owner":
@@ -188,23 +203,31 @@ class RedisStore:
     async def close(
         self, session_id: str, reason: str, *, due_at: float | None = None
     ) -> Entry | None:
-        """Forget a session and return it; tell the other replicas.
+        """Forget a session and return whose it was; tell the other replicas.
 
-        An end that the store cannot be told, and that does not depend on the time, is owed to it.
+        An end that the store does not confirm is owed to it, whether or not it was done there.
         """
-        keys = self._session(session_id), self._deadlines, self._events
+        owed = self._owed.pop(session_id, None) or Owed(
+            session_id=session_id, reason=reason, due_at=due_at, claim=secrets.token_hex(16)
+        )
+        keys = self._session(session_id), self._deadlines, self._events, self._ended(session_id)
         due = "" if due_at is None else int(due_at * 1000)
         event = self._words.from_event(
             Dropped(session_id=session_id, reason=reason, by=self.replica)
         )
         try:
-            kept = await self._run(_CLOSE, keys, session_id, due, event, MAX_EVENTS)
+            about = await self._run(
+                _CLOSE, keys, session_id, due, event, MAX_EVENTS, owed.claim, CLAIM_SECONDS * 1000
+            )
         except StoreUnavailable:
-            if due_at is None and len(self._owed) < MAX_OWED:
-                self._owed[session_id] = reason
+            if len(self._owed) < MAX_OWED:
+                self._owed[session_id] = owed
             raise
-        self._owed.pop(session_id, None)
-        return None if kept is None else self._read(session_id, kept, 0.0)
+        try:
+            return None if about is None else self._words.to_about(session_id, about)
+        except Forged:
+            self._refuse_forged("session")
+            return None
 
     async def find(self, session_id: str) -> Entry | None:
         """Return the open session of this id."""
@@ -293,9 +316,9 @@ class RedisStore:
         """Return the sessions that this gateway's workers may hold."""
         return list(self._held.values())
 
-    def owed(self) -> list[tuple[str, str]]:
-        """Return the sessions that ended while the store could not be told, with the reasons."""
-        return list(self._owed.items())
+    def owed(self) -> list[Owed]:
+        """Return the ends of sessions that the store has not confirmed."""
+        return list(self._owed.values())
 
     # --- the replicas ---
 

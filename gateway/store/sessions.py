@@ -71,7 +71,10 @@ class SessionStore(Protocol):
     async def close(
         self, session_id: str, reason: str, *, due_at: float | None = None
     ) -> Entry | None:
-        """Forget a session and return it, to one caller only; with `due_at`, if it ends by then."""
+        """Forget a session; return whose it was, to one caller only. With `due_at`, if it ends by then.
+
+        What is returned need not hold the sealed keys.
+        """
 
     async def find(self, session_id: str) -> Entry | None:
         """Return the open session of this id."""

@@ -4,6 +4,8 @@ A session is kept as MessagePack of who opened it and its sealed record; nothing
 without the session token. Events are what every replica must hear, in one order. No I/O.
 """
 
+from dataclasses import replace
+
 import msgspec
 
 from gateway.store.sessions import Entry
@@ -74,6 +76,17 @@ class Words:
         """Return the session; when it was used is not among what is kept."""
         kept = _kept.decode(self._authenticator.reveal("session", session_id, data))
         return Entry(kept.principal, kept.record, kept.label, used_at)
+
+    def from_about(self, entry: Entry) -> bytes:
+        """Return what the end of a session is recorded from: nothing of its keys, not even sealed."""
+        record = replace(entry.record, credentials=())
+        body = _encoder.encode(_Kept(principal=entry.principal, record=record, label=entry.label))
+        return self._authenticator.protect("about", record.session_id, body)
+
+    def to_about(self, session_id: str, data: bytes) -> Entry:
+        """Return the session without its keys."""
+        kept = _kept.decode(self._authenticator.reveal("about", session_id, data))
+        return Entry(kept.principal, kept.record, kept.label, 0.0)
 
     def from_event(self, event: Event) -> bytes:
         """Return the event as it is published."""
