@@ -396,7 +396,7 @@ class Control:
             link.send(IssuerKeys(issuer=issuer, jwks=jwks))
         link.send(self._workers.kept)
         link.send(Serve())
-        if self._member is not None:
+        if self._member is not None and self._member.lease is not None:
             link.send(self._member.lease)
 
     # --- evidence ---

@@ -11,8 +11,8 @@ Laws of this file:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from gateway.audit.event import Event as AuditEvent
 from gateway.audit.event import StoreConnected, StoreLost
@@ -21,7 +21,7 @@ from gateway.clock import Clock
 from gateway.errors import GatewayError, Refused
 from gateway.relay import UNASKED, DropSession, Lease, PutSession, SessionAbsent
 from gateway.store.connection import StoreRefused
-from gateway.store.redis_store import EVENTS_AT_ONCE, Meeting, Owed, RedisStore
+from gateway.store.redis_store import EVENTS_AT_ONCE, EventsMissed, Meeting, Owed, RedisStore
 from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.store.words import Dropped, Event, KillLifted, KillPlaced, Renewed
 from gateway.telemetry.logs import get_log
@@ -38,19 +38,10 @@ FETCH_TRIES: Final = 3
 MAX_FETCHES: Final = 1024
 """Sessions that are read at once; more than that are refused with 503."""
 
-_UNKNOWN: Final = -1
-"""The number of the last event that was heard, where some may have been missed."""
-
 OnKill = Callable[[str, bytes | None], None]
 """Hears in order of every kill: its data, or None where it was lifted."""
 
 log = get_log()
-
-
-class _EventsMissed(GatewayError):
-    """The numbers of events have a gap: more were kept from us than the store keeps."""
-
-    code = "events_missed"
 
 
 class FleetMember:
@@ -81,17 +72,19 @@ class FleetMember:
         self._tasks: set[asyncio.Task[None]] = set()
         self._kills: dict[str, bytes] = {}
         self._epoch = b""
-        self._heard = _UNKNOWN
+        self._heard = 0  # the number of the last event
+        self._may_have_missed = True
         self._heard_at = clock.monotonic()
         self._has_met = False
         self._is_lost = False
+        self._lapse: asyncio.TimerHandle | None = None
         self._trouble = ""
-        self.lease = Lease(until=0.0)
+        self.lease: Lease | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether workers serve sessions."""
-        return self._clock.monotonic() < self.lease.until
+        return self.lease is not None and self._clock.monotonic() < self.lease.until
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -160,7 +153,7 @@ class FleetMember:
         elif len(self._fetches) < MAX_FETCHES:
             self._start_fetch(session_id)
         else:
-            self._drop_here(session_id, "store_unavailable")
+            self._may_have_missed = True
 
     def _spoil_fetch(self, session_id: str) -> None:
         if session_id in self._fetches:
@@ -168,7 +161,10 @@ class FleetMember:
 
     def _start_fetch(self, session_id: str) -> None:
         self._fetches[session_id] = True
-        task = asyncio.get_running_loop().create_task(self._fetch(session_id))
+        self._start(self._fetch(session_id))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -176,7 +172,8 @@ class FleetMember:
         try:
             entry = await self._read(session_id)
         except StoreUnavailable:
-            self._drop_here(session_id, "store_unavailable")
+            if self._store.recall(session_id):
+                self._may_have_missed = True  # another generation may be out
             self._workers.tell(SessionAbsent(session_id=session_id, is_known=False))
             return
         finally:
@@ -191,7 +188,7 @@ class FleetMember:
         for _ in range(FETCH_TRIES):
             self._fetches[session_id] = True
             entry = await self._store.find(session_id)
-            if self._fetches[session_id]:
+            if self._fetches[session_id] and not self._store.owes(session_id):
                 return entry
         raise StoreUnavailable
 
@@ -224,8 +221,10 @@ class FleetMember:
         """
         try:
             await self._meet()
-        except (StoreUnavailable, _EventsMissed) as error:
-            await self._note_trouble(error)
+        except EventsMissed:
+            self._may_have_missed = True
+        except StoreUnavailable as error:
+            self._note_trouble(error)
 
     async def follow(self) -> None:
         """Pass on what the other replicas say, and reach the store again whenever it is lost."""
@@ -233,12 +232,14 @@ class FleetMember:
             try:
                 if not self._has_met:
                     await self._meet()
-                self._grant(await self._hear(waits=True))
-            except _EventsMissed:
-                self._has_met, self._heard = False, _UNKNOWN
+                asked_at = await self._hear(waits=True)
+                await self._tell_owed()
+                self._grant(asked_at)
+            except EventsMissed:
+                self._has_met, self._may_have_missed = False, True
             except (StoreUnavailable, StoreRefused) as error:
                 self._has_met = False
-                await self._note_trouble(error)
+                self._note_trouble(error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _meet(self) -> None:
@@ -246,16 +247,25 @@ class FleetMember:
         meeting = await self._store.meet()
         has_forgotten = self._epoch not in {b"", meeting.epoch}
         gone = 0
-        if meeting.epoch != self._epoch or not 0 <= self._heard <= meeting.last:
-            self._heard = _UNKNOWN
-            gone = await self._compare()
-            await self._take_kills(has_forgotten=has_forgotten)
-            self._epoch, self._heard = meeting.epoch, meeting.last
+        if self._may_have_missed or meeting.epoch != self._epoch:
+            gone = await self._make_good(meeting, has_forgotten=has_forgotten)
         await self._tell_owed()
         asked_at = await self._hear(waits=False)
         await self._record_met(meeting, has_forgotten=has_forgotten, gone=gone)
         self._has_met = True
         self._grant(asked_at)
+
+    async def _make_good(self, meeting: Meeting, *, has_forgotten: bool) -> int:
+        """Learn all anew, events apart that are still to be heard; return how many sessions are gone."""
+        self._may_have_missed = False  # what goes wrong from here on says so again
+        try:
+            gone = await self._compare()
+            await self._take_kills(has_forgotten=has_forgotten)
+        except StoreUnavailable:
+            self._may_have_missed = True
+            raise
+        self._epoch, self._heard = meeting.epoch, meeting.last
+        return gone
 
     async def _tell_owed(self) -> None:
         """Tell the store of the sessions that ended here while it could not be told."""
@@ -268,17 +278,22 @@ class FleetMember:
                 log.error("session.close_failed", code=error.code)
 
     async def _hear(self, *, waits: bool) -> float:
-        """Pass on every event there is; return when the store was asked for what came last."""
+        """Pass on every event there is; return when the store was asked for what came last.
+
+        Raises:
+            EventsMissed: Some may have been missed.
+            StoreUnavailable: The store does not answer.
+        """
         while True:
             asked_at = self._clock.monotonic()
-            events = await self._store.read_events(self._heard, waits=waits)
+            events = await self._store.read_events(self._epoch, self._heard, waits=waits)
             self._heard_at = self._clock.monotonic()
             for number, event in events:
-                if number != self._heard + 1:
-                    raise _EventsMissed
                 self._heard = number
                 if event is not None:
                     self._pass_on(event)
+            if self._may_have_missed:
+                raise EventsMissed
             if len(events) < EVENTS_AT_ONCE:
                 return asked_at
             waits = False
@@ -298,10 +313,19 @@ class FleetMember:
                     self._read_again(event.session_id)
 
     def _grant(self, asked_at: float) -> None:
+        """Let workers serve until the store has been silent for too long."""
         self.lease = Lease(until=asked_at + self._staleness)
-        self._is_lost = False
-        self._trouble = ""
         self._workers.tell(self.lease)
+        self._trouble, self._is_lost = "", False
+        if self._lapse is not None:
+            self._lapse.cancel()
+        remaining = self.lease.until - self._clock.monotonic()
+        self._lapse = asyncio.get_running_loop().call_later(remaining, self._on_lapse)
+
+    def _on_lapse(self) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self._start(self._record_lost(self._trouble or "it is silent"))
 
     # --- kills ---
 
@@ -344,19 +368,21 @@ class FleetMember:
         )
         log.info("store.connected", reason=f"persistence {meeting.persistence}")
 
-    async def _note_trouble(self, error: GatewayError) -> None:
-        """Say once what is wrong, and record that sessions are not served any more."""
+    def _note_trouble(self, error: GatewayError) -> None:
+        """Say once what is wrong; a store that must not be used ends service at once."""
         reason = str(error) if isinstance(error, StoreRefused) else _why(error)
-        if isinstance(error, StoreRefused):
-            self.lease = Lease(until=0.0)
-            self._workers.tell(self.lease)
         if reason != self._trouble:
             self._trouble = reason
             log.warning("store.trouble", reason=reason)
-        if not self.is_live and not self._is_lost:
-            self._is_lost = True
-            log.error("store.lost", reason=reason)
-            await self._note(StoreLost(address=self._store.address, reason=reason))
+        if isinstance(error, StoreRefused):
+            self.lease = Lease(until=0.0)
+            self._workers.tell(self.lease)
+        if not self.is_live:
+            self._on_lapse()
+
+    async def _record_lost(self, reason: str) -> None:
+        log.error("store.lost", reason=reason)
+        await self._note(StoreLost(address=self._store.address, reason=reason))
 
     async def _note(self, event: AuditEvent) -> None:
         try:
@@ -366,6 +392,8 @@ class FleetMember:
 
     async def aclose(self) -> None:
         """End what is under way, and every connection."""
+        if self._lapse is not None:
+            self._lapse.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Forget a session, and tell the one who asked first whose it was; say so to every replica.
 -- An answer may get lost: who asks again with the same claim, within a while, is told again.
 -- KEYS: session, deadlines, events, ended

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Place a kill or lift one, and say so to every replica in the same step.
 -- KEYS: kills, events; ARGV: id, what stands (or nothing: it is lifted), event, events kept
 if ARGV[2] ~= '' then

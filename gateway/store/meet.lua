@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Say who shares this store, or hear who does; the epoch changes when the store has lost its memory.
 -- KEYS: about, events; ARGV: check, epoch
 redis.call('HSETNX', KEYS[1], 'check', ARGV[1])

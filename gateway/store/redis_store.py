@@ -23,6 +23,7 @@ from redis.exceptions import NoScriptError
 
 from gateway.clock import Clock
 from gateway.config import Sessions, Store
+from gateway.errors import GatewayError
 from gateway.store.connection import StoreRefused, check_server, connect, errors_translated
 from gateway.store.sessions import (
     Entry,
@@ -69,6 +70,12 @@ class _Script:
 _OPEN, _REPLACE, _CLOSE, _FIND, _DUE, _TOUCH, _MEET, _KILL = map(
     _Script, ("open", "replace", "close", "find", "due", "touch", "meet", "kill")
 )
+
+
+class EventsMissed(GatewayError):
+    """Some of what was said can no longer be heard; only comparing everything helps."""
+
+    code = "events_missed"
 
 
 class Owed(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,11 +153,14 @@ class RedisStore:
             raise StoreUnavailable from refused
 
     async def _run(self, script: _Script, keys: Sequence[str], *args: Any) -> Any:
+        return await self._run_by(self._client, script, keys, *args)
+
+    async def _run_by(self, client: Any, script: _Script, keys: Sequence[str], *args: Any) -> Any:
         rest = (len(keys), *keys, *args)
         try:
-            return await self._ask("EVALSHA", script.sha, *rest)
+            return await self._ask_by(client, "EVALSHA", script.sha, *rest)
         except NoScriptError:  # a Redis that was just started knows none
-            return await self._ask("EVAL", script.text, *rest)
+            return await self._ask_by(client, "EVAL", script.text, *rest)
 
     def _session(self, session_id: str) -> str:
         return f"{self._prefix}session:{session_id}"
@@ -316,6 +326,10 @@ class RedisStore:
         """Return the sessions that this gateway's workers may hold."""
         return list(self._held.values())
 
+    def owes(self, session_id: str) -> bool:
+        """Return whether the store has not confirmed the end of this session."""
+        return session_id in self._owed
+
     def owed(self) -> list[Owed]:
         """Return the ends of sessions that the store has not confirmed."""
         return list(self._owed.values())
@@ -332,8 +346,7 @@ class RedisStore:
         try:
             seconds, micros = await self._ask("TIME")
             persistence = await check_server(self._client, self._config)
-            keys = self._about, self._events
-            check, epoch, last = await self._run(_MEET, keys, self._check, secrets.token_bytes(16))
+            check, epoch, last = await self._who_shares(self._client)
         except StoreUnavailable as error:
             if isinstance(error.__cause__, StoreRefused):
                 raise error.__cause__ from None
@@ -349,16 +362,34 @@ class RedisStore:
             )
         return Meeting(epoch=epoch, last=_number(last), persistence=persistence)
 
-    async def read_events(self, after: int, *, waits: bool) -> list[tuple[int, Event | None]]:
-        """Return numbered events in order, None for a forged one; wait for the first if there is none."""
+    async def _who_shares(self, client: Any) -> Any:
+        keys = self._about, self._events
+        return await self._run_by(client, _MEET, keys, self._check, secrets.token_bytes(16))
+
+    async def read_events(
+        self, epoch: bytes, after: int, *, waits: bool
+    ) -> list[tuple[int, Event | None]]:
+        """Return numbered events in order, None for a forged one; wait for the first if there is none.
+
+        Raises:
+            EventsMissed: The store has forgotten what it had said, or does not keep so much of it.
+            StoreUnavailable: It does not answer.
+        """
+        # A store that was flushed numbers anew: who only waits for higher numbers hears nothing more.
+        _, current, last = await self._who_shares(self._listener)
+        if current != epoch or _number(last) < after:
+            raise EventsMissed
         block = ("BLOCK", int(self.listen_seconds * 1000)) if waits else ()
         question = ("XREAD", "COUNT", EVENTS_AT_ONCE, *block, "STREAMS", self._events, f"0-{after}")
         answer = await self._ask_by(self._listener, *question)
-        return [
+        events = [
             (_number(number), self._to_event(fields.get(b"event", b"")))
-            for _stream, events in answer or ()
-            for number, fields in events
+            for _stream, entries in answer or ()
+            for number, fields in entries
         ]
+        if [number for number, _ in events] != list(range(after + 1, after + 1 + len(events))):
+            raise EventsMissed
+        return events
 
     def _to_event(self, data: bytes) -> Event | None:
         try:

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Move the deadlines of sessions that were used: only ever later, and never past their expiry.
 -- KEYS: deadlines, then one session for each id
 -- ARGV: for each id: id, used_at (ms)

@@ -5,11 +5,13 @@ without the session token. Events are what every replica must hear, in one order
 """
 
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
 
 from gateway.store.sessions import Entry
 from keys.deployment import Authenticator
+from keys.errors import Forged
 from keys.session import SessionRecord
 from policies.request import Principal
 
@@ -52,6 +54,8 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     label: str
 
 
+T = TypeVar("T")
+
 _encoder = msgspec.msgpack.Encoder()
 _kept: msgspec.msgpack.Decoder[_Kept] = msgspec.msgpack.Decoder(_Kept)
 _event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -60,7 +64,8 @@ _event: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 class Words:
     """Puts things into the authenticated form and reads them back.
 
-    Everything that reads raises `keys.errors.Forged` for what no replica of this deployment said.
+    Everything that reads raises `keys.errors.Forged` for what no replica of this deployment said, or
+    none that speaks as this one does.
     """
 
     def __init__(self, authenticator: Authenticator) -> None:
@@ -74,7 +79,7 @@ class Words:
 
     def to_entry(self, session_id: str, data: bytes, used_at: float) -> Entry:
         """Return the session; when it was used is not among what is kept."""
-        kept = _kept.decode(self._authenticator.reveal("session", session_id, data))
+        kept = self._read(_kept, "session", session_id, data)
         return Entry(kept.principal, kept.record, kept.label, used_at)
 
     def from_about(self, entry: Entry) -> bytes:
@@ -85,7 +90,7 @@ class Words:
 
     def to_about(self, session_id: str, data: bytes) -> Entry:
         """Return the session without its keys."""
-        kept = _kept.decode(self._authenticator.reveal("about", session_id, data))
+        kept = self._read(_kept, "about", session_id, data)
         return Entry(kept.principal, kept.record, kept.label, 0.0)
 
     def from_event(self, event: Event) -> bytes:
@@ -94,7 +99,7 @@ class Words:
 
     def to_event(self, data: bytes) -> Event:
         """Return the event."""
-        return _event.decode(self._authenticator.reveal("event", "", data))
+        return self._read(_event, "event", "", data)
 
     def from_kill(self, kill_id: str, data: bytes) -> bytes:
         """Return the kill as it stands."""
@@ -103,3 +108,9 @@ class Words:
     def to_kill(self, kill_id: str, data: bytes) -> bytes:
         """Return the kill's data."""
         return self._authenticator.reveal("kill", kill_id, data)
+
+    def _read(self, decoder: msgspec.msgpack.Decoder[T], kind: str, name: str, data: bytes) -> T:
+        try:
+            return decoder.decode(self._authenticator.reveal(kind, name, data))
+        except msgspec.DecodeError:  # of a replica whose version has other words
+            raise Forged from None

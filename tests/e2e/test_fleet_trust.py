@@ -117,7 +117,7 @@ async def test_tls_and_an_acl_user(
     password.write_text(f"{PASSWORD}\n")
     settings = {**MEMORY_ONLY, "aclfile": str(acl)}
     with RedisServer(tmp_path / "redis", settings, trustme.CA()) as redis:
-        user = {"username": "veklom", "password_file": str(password)}
+        user: dict[str, Any] = {"username": "veklom", "password_file": str(password)}
         trusted = {**user, "ca_file": str(tmp_path / "redis" / "ca.pem")}
         one = await start_replica(start_gateway, provider, redis, store=trusted)
         other = await start_replica(start_gateway, provider, redis, store=trusted)
