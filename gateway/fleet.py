@@ -23,7 +23,7 @@ from gateway.relay import UNASKED, DropSession, Lease, PutSession, SessionAbsent
 from gateway.store.connection import StoreRefused
 from gateway.store.redis_store import EVENTS_AT_ONCE, EventsMissed, Meeting, Owed, RedisStore
 from gateway.store.sessions import Entry, StoreUnavailable
-from gateway.store.words import Dropped, Event, KillLifted, KillPlaced, Renewed
+from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced
 from gateway.telemetry.logs import get_log
 from gateway.workers import Workers
 from keys.session import SessionRecord
@@ -147,7 +147,7 @@ class FleetMember:
             self._workers.tell(SessionAbsent(session_id=session_id, is_known=False))
 
     def _read_again(self, session_id: str) -> None:
-        """Have workers learn of a session's other generation."""
+        """Have workers learn of a session's other revision."""
         if session_id in self._fetches:
             self._spoil_fetch(session_id)
         elif len(self._fetches) < MAX_FETCHES:
@@ -173,7 +173,7 @@ class FleetMember:
             entry = await self._read(session_id)
         except StoreUnavailable:
             if self._store.recall(session_id):
-                self._may_have_missed = True  # another generation may be out
+                self._may_have_missed = True  # another revision may be out
             self._workers.tell(SessionAbsent(session_id=session_id, is_known=False))
             return
         finally:
@@ -205,7 +205,7 @@ class FleetMember:
             if now is None:
                 self._drop_here(session_id, "closed")
                 gone += 1
-            elif now.record.generation != entry.record.generation:
+            elif now.record.revision != entry.record.revision:
                 self._read_again(session_id)
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -308,7 +308,7 @@ class FleetMember:
                 pass  # the ledger tells workers itself, and counts what that cuts
             case Dropped():
                 self._drop_here(event.session_id, event.reason)
-            case Renewed():
+            case Changed():
                 if self._store.recall(event.session_id) or event.session_id in self._fetches:
                     self._read_again(event.session_id)
 

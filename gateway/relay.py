@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from keys.session import SessionRecord
+from policies.kills import Kill
 from policies.request import Principal
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -31,7 +32,7 @@ class SessionKey(msgspec.Struct, frozen=True, kw_only=True, tag="session-key"):
 
 
 class PutSession(msgspec.Struct, frozen=True, kw_only=True, tag="put-session"):
-    """Serve this session from now on; also sent with a new generation after a renewal.
+    """Serve this session from now on; also sent with a new revision after a change.
 
     `label` and `used_at` (seconds since the epoch) are kept for the next control process.
     """
@@ -66,6 +67,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, tag="lease"):
     """
 
     until: float
+
+
+class LetStand(msgspec.Struct, frozen=True, kw_only=True, tag="let-stand"):
+    """These kills stand, and no others: end what they hit."""
+
+    n: int
+    kills: tuple[Kill, ...]
 
 
 class IssuerAbsent(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-absent"):
@@ -172,6 +180,7 @@ ToWorker = (
     | DropSession
     | SessionAbsent
     | Lease
+    | LetStand
     | IssuerKeys
     | IssuerAbsent
     | Serve

@@ -7,6 +7,7 @@ Laws of this file:
 - a token is handed out only after the opening is durable in the audit log and every worker holds
   the session; a session that not every worker holds is destroyed;
 - nobody is told that a session closed before it is gone from every worker;
+- no session is open that a standing kill hits;
 - time is judged here alone: workers report use, the sweep closes what is old or idle;
 - what the store keeps is open, and nothing else: whatever it was asked is asked again once workers
   hold the answer, for a session may be closed by another replica meanwhile;
@@ -14,10 +15,11 @@ Laws of this file:
   confirmed.
 """
 
+import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.audit.event import (
     CredentialRecord,
@@ -25,6 +27,7 @@ from gateway.audit.event import (
     SessionClosed,
     SessionOpened,
     SessionRenewed,
+    SessionRotated,
 )
 from gateway.audit.journal import AuditUnavailable
 from gateway.clock import Clock
@@ -32,9 +35,24 @@ from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer
 from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
-from keys.errors import UnsealFailed
-from keys.session import Deposit, SessionRecord, renew_session, seal_session
+from keys.errors import NoCredential, UnsealFailed
+from keys.session import (
+    Deposit,
+    SealedCredential,
+    SessionRecord,
+    renew_session,
+    rotate_session,
+    seal_session,
+)
+from policies.kills import Kill, KillTable
 from policies.request import Principal
+
+MAX_OVERLAP_SECONDS: Final = 3600
+"""How long calls under way may go on with a key that was replaced."""
+
+
+RECORDED_AT_ONCE: Final = 256
+"""How many endings wait for one flush of the log where many sessions end together."""
 
 
 class Fleet(Protocol):
@@ -43,7 +61,7 @@ class Fleet(Protocol):
     async def put(
         self, principal: Principal, record: SessionRecord, *, label: str, used_at: float
     ) -> None:
-        """Return when every worker serves the session."""
+        """Return when every worker serves the session as the record says."""
 
     async def drop(self, session_id: str, reason: str) -> int:
         """Return, when every worker has forgotten the session, how many live calls were cut."""
@@ -54,7 +72,7 @@ Recorder = Callable[[Event], Awaitable[None]]
 
 
 class SessionLedger:
-    """Opens, renews and closes sessions: the store keeps them, workers serve them."""
+    """Opens, changes and closes sessions: the store keeps them, workers serve them."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part once
         self,
@@ -64,6 +82,7 @@ class SessionLedger:
         tokens: SessionTokenIssuer,
         record: Recorder,
         fingerprint_key: bytes,
+        kills: KillTable,
         limits: Sessions,
         clock: Clock,
     ) -> None:
@@ -72,6 +91,7 @@ class SessionLedger:
         self._tokens = tokens
         self._record = record
         self._fingerprint_key = fingerprint_key
+        self._kills = kills
         self._limits = limits
         self._clock = clock
 
@@ -89,21 +109,30 @@ class SessionLedger:
         """Return a new session and its token.
 
         Raises:
-            Refused: There are too many, or its lifetime is not allowed.
+            Refused: There are too many, its lifetime is not allowed, or a kill hits it.
             AuditUnavailable: Its opening cannot be recorded.
         """
         try:
             lifetime, idle = self._lifetime(ttl_seconds), self._idle(idle_seconds)
             entry, secret = self._seal(principal, deposits, lifetime, idle, label)
         finally:
-            for deposit in deposits:
-                deposit.credential.wipe()
+            wipe(deposits)
         try:
+            self._refuse_killed(entry.principal, entry.record)
             await self._keep(entry, form, client_address)
-            await self._serve(entry)
+            await self._begin(entry)
             return entry, self._mint(entry, secret)
         finally:
             secret[:] = bytes(len(secret))
+
+    async def _begin(self, entry: Entry) -> None:
+        """Serve a session that was just recorded; one that was killed meanwhile is destroyed."""
+        try:
+            self._refuse_killed(entry.principal, entry.record)
+        except Refused:
+            await self.close(entry.record.session_id, "killed")
+            raise
+        await self._serve(entry)
 
     async def _keep(self, entry: Entry, form: str, client_address: str) -> None:
         try:
@@ -116,7 +145,7 @@ class SessionLedger:
             raise
 
     async def _serve(self, entry: Entry) -> None:
-        """Have every worker serve the session; one that not all of them serve is destroyed."""
+        """Have every worker serve the session so; one that not all of them serve is destroyed."""
         session_id = entry.record.session_id
         try:
             await self._fleet.put(
@@ -126,16 +155,34 @@ class SessionLedger:
         except Refused:
             await self.close(session_id, "not_served")
             raise
-        if kept is None or kept.record.generation != entry.record.generation:
-            # Closed, or renewed by another replica, before or while workers were told.
+        if kept is None:
+            # Closed before, or while, workers were told: by its owner, a kill, another replica.
             await self._fleet.drop(session_id, "closed")
             raise Refused("session_not_found", "The session was closed meanwhile.")
+        if kept.record.revision != entry.record.revision:
+            # Changed again by another replica; what it told us may have come before our own word.
+            await self._fleet.put(
+                kept.principal, kept.record, label=kept.label, used_at=kept.used_at
+            )
+
+    def _refuse_killed(self, principal: Principal, record: SessionRecord) -> None:
+        kill = self._kills.find_session(
+            principal, record.session_id, [each.fingerprint for each in record.credentials]
+        ) or self._kills.find_provider(each.provider for each in record.credentials)
+        if kill is not None:
+            raise Refused("killed", f"An operator stopped this (kill {kill.kill_id}).")
 
     def _lifetime(self, asked: int | None) -> int:
         lifetime = int(self._limits.default_ttl) if asked is None else asked
         if not 1 <= lifetime <= self._limits.max_ttl:
             raise Refused("invalid_body", f"ttl_seconds must be 1 to {int(self._limits.max_ttl)}.")
         return lifetime
+
+    def _overlap(self, asked: int | None) -> int:
+        overlap = int(self._limits.overlap) if asked is None else asked
+        if not 0 <= overlap <= MAX_OVERLAP_SECONDS:
+            raise Refused("invalid_body", f"overlap_seconds must be 0 to {MAX_OVERLAP_SECONDS}.")
+        return overlap
 
     def _idle(self, asked: int | None) -> int:
         idle = int(self._limits.idle) if asked is None else asked
@@ -158,6 +205,7 @@ class SessionLedger:
             issuer=principal.issuer,
             subject=principal.subject,
             generation=1,
+            revision=1,
             created_at=now,
             expires_at=now + lifetime,
             idle_seconds=idle,
@@ -209,22 +257,92 @@ class SessionLedger:
             record = renew_session(before, secret, expires_at)
         except UnsealFailed:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
-        renewed = Entry(entry.principal, record, entry.label, self._clock.now())
-        # Of two renewals at once, the second finds another generation than it read.
-        if not await self._store.replace(renewed, before.generation):
-            raise Refused("session_mismatch", "The session was renewed or closed meanwhile.")
-        try:
-            await self._record(_renewed(record))
-        except AuditUnavailable:
-            with suppress(StoreUnavailable):
-                await self._store.replace(entry, record.generation)
-            raise
-        await self._serve(renewed)
+        renewed = await self._change(entry, record, _renewed(record))
         kept = bytearray(secret)
         try:
             return renewed, self._mint(renewed, kept)
         finally:
             kept[:] = bytes(len(kept))
+
+    async def rotate(  # noqa: PLR0913 - what a rotation is made of
+        self,
+        entry: Entry,
+        secret: bytes,
+        deposits: Sequence[Deposit],
+        *,
+        overlap_seconds: int | None,
+        client_address: str,
+        form: str = "plain",
+    ) -> Entry:
+        """Replace keys of the session; calls from now on use the new ones, under the same token.
+
+        Raises:
+            Refused: The secret is not this session's, it holds no key for a provider, the overlap is
+                not allowed, or a kill hits the new key.
+            AuditUnavailable: The rotation cannot be recorded; the old keys stay.
+        """
+        before = entry.record
+        try:
+            overlap = self._overlap(overlap_seconds)
+            record = rotate_session(before, secret, deposits, self._fingerprint_key, overlap)
+        except NoCredential:
+            raise Refused(
+                "invalid_body", "Only keys for providers that the session holds can be replaced."
+            ) from None
+        except UnsealFailed:
+            raise Refused("invalid_session_token", "The session token is not valid.") from None
+        finally:
+            wipe(deposits)
+        self._refuse_killed(entry.principal, record)
+        return await self._change(entry, record, _rotated(before, record, form, client_address))
+
+    async def _change(self, entry: Entry, record: SessionRecord, event: Event) -> Entry:
+        """Keep and record a change of an open session, then have every worker serve it so."""
+        changed = Entry(entry.principal, record, entry.label, self._clock.now())
+        # Of two changes at once, the second finds another revision than it read.
+        if not await self._store.replace(changed, entry.record.revision):
+            raise Refused("session_mismatch", "The session was changed or closed meanwhile.")
+        try:
+            await self._record(event)
+        except AuditUnavailable:
+            with suppress(StoreUnavailable):
+                await self._store.replace(entry, record.revision)
+            raise
+        await self._serve(changed)
+        return changed
+
+    async def close_killed(self, kill: Kill) -> int:
+        """Close every session that this kill hits; return how many.
+
+        The workers have destroyed them already, at the kill's own word.
+        """
+        only = KillTable([kill])
+        hit: list[str] = []
+        async for entries in self._store.scan():
+            hit += [entry.record.session_id for entry in entries if _is_hit(entry, only)]
+        closed = [
+            _closed(ended.record, "killed", 0)
+            for session_id in hit
+            if (ended := await self._store.close(session_id, "killed")) is not None
+        ]
+        for start in range(0, len(closed), RECORDED_AT_ONCE):
+            await asyncio.gather(*map(self._record, closed[start : start + RECORDED_AT_ONCE]))
+        return len(closed)
+
+    async def close_own(self, session_id: str, principal: Principal) -> int:
+        """Close the caller's own session; where the store does not answer, what is held of it here.
+
+        Raises:
+            Refused: There is none of theirs, or as `close` says.
+            AuditUnavailable: It is closed, but that could not be recorded.
+        """
+        try:
+            await self.find(session_id, principal)
+        except StoreUnavailable:
+            entry = self._store.recall(session_id)
+            if entry is None or not _is_owner(entry, principal):
+                raise
+        return await self.close(session_id, "closed")
 
     async def close(self, session_id: str, reason: str, *, due_at: float | None = None) -> int:
         """Destroy a session everywhere, then record it; return how many live calls were cut.
@@ -251,21 +369,6 @@ class SessionLedger:
             await self._record(_closed(entry.record, reason, cut))
         return cut
 
-    async def close_own(self, session_id: str, principal: Principal) -> int:
-        """Close the caller's own session; where the store does not answer, what is held of it here.
-
-        Raises:
-            Refused: There is none of theirs, or as `close` says.
-            AuditUnavailable: It is closed, but that could not be recorded.
-        """
-        try:
-            await self.find(session_id, principal)
-        except StoreUnavailable:
-            entry = self._store.recall(session_id)
-            if entry is None or not _is_owner(entry, principal):
-                raise
-        return await self.close(session_id, "closed")
-
     async def close_due(self) -> list[Refused | AuditUnavailable]:
         """Close every session whose time is over; return what went wrong with some."""
         now = self._clock.now()
@@ -278,6 +381,12 @@ class SessionLedger:
         return faults
 
 
+def wipe(deposits: Iterable[Deposit]) -> None:
+    """Wipe deposited keys."""
+    for deposit in deposits:
+        deposit.credential.wipe()
+
+
 def _is_owner(entry: Entry, principal: Principal) -> bool:
     owner = entry.principal
     return (owner.issuer, owner.subject, owner.tenant) == (
@@ -287,6 +396,12 @@ def _is_owner(entry: Entry, principal: Principal) -> bool:
     )
 
 
+def _is_hit(entry: Entry, kills: KillTable) -> bool:
+    record = entry.record
+    fingerprints = [each.fingerprint for each in record.credentials]
+    return kills.find_session(entry.principal, record.session_id, fingerprints) is not None
+
+
 def _opened(entry: Entry, form: str, client_address: str) -> SessionOpened:
     record = entry.record
     return SessionOpened(
@@ -294,12 +409,33 @@ def _opened(entry: Entry, form: str, client_address: str) -> SessionOpened:
         tenant=record.tenant,
         issuer=record.issuer,
         subject=record.subject,
-        credentials=tuple(
-            CredentialRecord(provider=each.provider, fingerprint=each.fingerprint)
-            for each in record.credentials
-        ),
+        credentials=_credentials(record.credentials),
         deposit=form,
         expires_at=record.expires_at,
+        client_address=client_address,
+    )
+
+
+def _credentials(sealed: Iterable[SealedCredential]) -> tuple[CredentialRecord, ...]:
+    return tuple(
+        CredentialRecord(provider=each.provider, fingerprint=each.fingerprint) for each in sealed
+    )
+
+
+def _rotated(
+    before: SessionRecord, record: SessionRecord, form: str, client_address: str
+) -> SessionRotated:
+    pairs = zip(before.credentials, record.credentials, strict=True)
+    changed = [(old, new) for old, new in pairs if new is not old]
+    return SessionRotated(
+        session=record.session_id,
+        tenant=record.tenant,
+        issuer=record.issuer,
+        subject=record.subject,
+        credentials=_credentials(new for _, new in changed),
+        replaced=tuple(old.fingerprint for old, _ in changed),
+        deposit=form,
+        overlap_seconds=record.overlap_seconds,
         client_address=client_address,
     )
 

@@ -3,7 +3,7 @@
 Nothing here waits, so that every operation is one step to whoever shares the event loop.
 """
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from gateway.config import Sessions
 from gateway.store.sessions import Entry, too_many_in_all, too_many_of_owner, why_due
@@ -25,11 +25,11 @@ class MemoryStore:
             raise too_many_of_owner()
         self._entries[entry.record.session_id] = entry
 
-    async def replace(self, entry: Entry, generation: int) -> bool:
-        """Keep this in place of the session's `generation`."""
+    async def replace(self, entry: Entry, revision: int) -> bool:
+        """Keep this in place of the session's `revision`."""
         session_id = entry.record.session_id
         before = self._entries.get(session_id)
-        if before is None or before.record.generation != generation:
+        if before is None or before.record.revision != revision:
             return False
         self._entries[session_id] = entry
         return True
@@ -55,6 +55,10 @@ class MemoryStore:
             for entry in self._entries.values()
             if (entry.principal.issuer, entry.principal.subject) == owner
         ]
+
+    async def scan(self) -> AsyncIterator[list[Entry]]:
+        """Yield every open session."""
+        yield self.held()
 
     async def due(self, now: float) -> list[tuple[str, str]]:
         """Return sessions that end by `now`."""

@@ -14,7 +14,7 @@ forgets a record nobody closed, goes by the clock of Redis.
 import hashlib
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from gateway.store.sessions import (
     too_many_of_owner,
     why_due,
 )
-from gateway.store.words import Dropped, Event, KillLifted, KillPlaced, Renewed, Words
+from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced, Words
 from gateway.telemetry.logs import get_log
 from keys.deployment import Authenticator
 from keys.errors import Forged
@@ -179,7 +179,7 @@ class RedisStore:
         return (
             record.session_id,
             self._words.from_entry(entry),
-            record.generation,
+            record.revision,
             record.expires_at * 1000,
             record.idle_seconds * 1000,
             math.ceil(entry.deadline * 1000),
@@ -197,10 +197,10 @@ class RedisStore:
             case b"too many of owner":
                 raise too_many_of_owner()
 
-    async def replace(self, entry: Entry, generation: int) -> bool:
-        """Keep this in place of the session's `generation`; tell the other replicas."""
+    async def replace(self, entry: Entry, revision: int) -> bool:
+        """Keep this in place of the session's `revision`; tell the other replicas."""
         record = entry.record
-        event = Renewed(session_id=record.session_id, generation=record.generation, by=self.replica)
+        event = Changed(session_id=record.session_id, by=self.replica)
         keys = (
             self._session(record.session_id),
             self._deadlines,
@@ -208,7 +208,7 @@ class RedisStore:
             self._events,
         )
         told = self._words.from_event(event), MAX_EVENTS
-        return bool(await self._run(_REPLACE, keys, *self._written(entry), generation, *told))
+        return bool(await self._run(_REPLACE, keys, *self._written(entry), revision, *told))
 
     async def close(
         self, session_id: str, reason: str, *, due_at: float | None = None
@@ -275,6 +275,12 @@ class RedisStore:
         """Return what is open of this issuer and subject."""
         ids = await self._ask("ZRANGE", self._owner(principal), 0, -1)
         return list((await self.find_all(each.decode() for each in ids)).values())
+
+    async def scan(self) -> AsyncIterator[list[Entry]]:
+        """Yield every open session, as they were when the scan began."""
+        ids = [each.decode() for each in await self._ask("ZRANGE", self._deadlines, 0, -1)]
+        for begin in range(0, len(ids), READ_AT_ONCE):
+            yield list((await self.find_all(ids[begin : begin + READ_AT_ONCE])).values())
 
     async def due(self, now: float) -> list[tuple[str, str]]:
         """Return sessions that end by `now`, once the store has heard what was used here."""

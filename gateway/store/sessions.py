@@ -4,7 +4,7 @@ Two keep it: `MemoryStore` for one gateway, `RedisStore` for a fleet; one suite 
 this page. Instants are the gateway's own, in seconds since the epoch. No I/O.
 """
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,8 +65,8 @@ class SessionStore(Protocol):
             Refused: Its owner has too many, or there are too many in all.
         """
 
-    async def replace(self, entry: Entry, generation: int) -> bool:
-        """Keep this in place of the session's `generation`; return whether that was the latest."""
+    async def replace(self, entry: Entry, revision: int) -> bool:
+        """Keep this in place of the session's `revision`; return whether that was the latest."""
 
     async def close(
         self, session_id: str, reason: str, *, due_at: float | None = None
@@ -81,6 +81,9 @@ class SessionStore(Protocol):
 
     async def owned_by(self, principal: Principal) -> list[Entry]:
         """Return what is open of this issuer and subject."""
+
+    def scan(self) -> AsyncIterator[list[Entry]]:
+        """Yield every open session, some at a time."""
 
     async def due(self, now: float) -> list[tuple[str, str]]:
         """Return sessions that end by `now`, each with the reason: expired or idle."""

@@ -24,11 +24,10 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True, tag="dropped"):
     by: str
 
 
-class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag="renewed"):
-    """A session has another generation; the replica `by` told its own workers itself."""
+class Changed(msgspec.Struct, frozen=True, kw_only=True, tag="changed"):
+    """A session has another revision; the replica `by` told its own workers itself."""
 
     session_id: str
-    generation: int
     by: str
 
 
@@ -45,7 +44,7 @@ class KillLifted(msgspec.Struct, frozen=True, kw_only=True, tag="kill-lifted"):
     kill_id: str
 
 
-Event = Dropped | Renewed | KillPlaced | KillLifted
+Event = Dropped | Changed | KillPlaced | KillLifted
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):

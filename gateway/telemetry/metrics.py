@@ -200,6 +200,7 @@ _HELP = {
     "store_errors": "Questions that the shared store did not answer.",
     "store_forged": "Things in the shared store that no replica left there, and that were refused.",
     "workers_ready": "Workers that serve.",
+    "kills_standing": "Kills that operators have placed and not lifted.",
 }
 
 

@@ -20,7 +20,7 @@ from keys.session import SealedCredential, SessionRecord
 from policies.request import Principal
 from tests.simulators.redis import RedisServer
 
-LIMITS = Sessions(default_ttl=60, max_ttl=600, idle=30, per_subject=3, total=5)
+LIMITS = Sessions(default_ttl=60, max_ttl=600, idle=30, overlap=10, per_subject=3, total=5)
 NOW = int(time.time()) + 86_400
 """A day ahead of Redis, so that it forgets nothing by its own clock while tests run."""
 
@@ -42,9 +42,11 @@ def entry(number: int = 1, subject: str = "alice", *, lives: int = 60, idle: int
     """Return a session that begins now."""
     record = SessionRecord(
         session_id=f"{number:032x}", tenant="acme", issuer="i", subject=subject, generation=1,
-        created_at=NOW, expires_at=NOW + lives, idle_seconds=idle,
+        revision=1, created_at=NOW, expires_at=NOW + lives, idle_seconds=idle,
         credentials=(
-            SealedCredential(provider="p", origin="o", fingerprint="v1:f", sealed=b"\0\xff" * 20),
+            SealedCredential(
+                provider="p", origin="o", fingerprint="v1:f", revision=1, sealed=b"\0\xff" * 20
+            ),
         ),
     )  # fmt: skip
     principal = Principal(issuer="i", subject=subject, tenant="acme", roles=frozenset({"r"}))
@@ -52,8 +54,8 @@ def entry(number: int = 1, subject: str = "alice", *, lives: int = 60, idle: int
 
 
 def renewed(before: Entry, lives: int = 120) -> Entry:
-    """Return the session's next generation."""
-    record = replace(before.record, generation=before.record.generation + 1, expires_at=NOW + lives)
+    """Return the session's next revision."""
+    record = replace(before.record, revision=before.record.revision + 1, expires_at=NOW + lives)
     return Entry(before.principal, record, before.label, before.used_at)
 
 
@@ -135,14 +137,14 @@ async def test_hands_a_closed_session_to_one(store: SessionStore) -> None:
 
 
 async def test_replaces_only_what_was_read(store: SessionStore) -> None:
-    """Of two renewals of one generation the second changes nothing; a closed session stays so."""
+    """Of two changes of one revision the second changes nothing; a closed session stays so."""
     one = entry()
     await store.open(one)
     outcomes = [await store.replace(renewed(one, lives), 1) for lives in (100, 200)]
     assert outcomes == [True, False]
     found = await store.find(one.record.session_id)
     assert found is not None
-    assert (found.record.generation, found.record.expires_at) == (2, NOW + 100)
+    assert (found.record.revision, found.record.expires_at) == (2, NOW + 100)
     assert await store.replace(one, 2)  # a renewal that could not be recorded is taken back
     await store.close(one.record.session_id, "closed")
     assert not await store.replace(renewed(one), 1)
