@@ -23,7 +23,7 @@ from aiohttp import web
 import gateway
 from gateway.api.admin import admin_app
 from gateway.api.deposit_keys import DepositKeys
-from gateway.api.kills import FILE_NAME, KillFile, KillSwitch
+from gateway.api.kills import FILE_NAME, KillFile, KillSwitch, from_shared, to_shared
 from gateway.api.ledger import SessionLedger
 from gateway.api.operators import Operators
 from gateway.api.quiet import serve
@@ -51,7 +51,7 @@ from gateway.boot import (
     take_signals,
 )
 from gateway.clock import SystemClock
-from gateway.config import ConfigurationError, providers_from
+from gateway.config import ConfigurationError, providers_from, why
 from gateway.errors import Refused
 from gateway.fleet import FleetMember
 from gateway.identity.dev_issuer import DEVELOPMENT_GRANTS, ISSUER, DevelopmentIssuer
@@ -167,6 +167,15 @@ class Control:
             limits=boot.config.sessions,
             clock=self._clock,
         )
+        self._kill_switch = KillSwitch(
+            table=self._kills,
+            file=self._kill_file,
+            fleet=self._workers,
+            ledger=self._ledger,
+            shared=self._store if isinstance(self._store, RedisStore) else None,
+            record=self._record,
+            clock=self._clock,
+        )
         self._tasks: set[asyncio.Task[object]] = set()
         self._relays = 0
         self._newcomers: dict[Link, _Newcomer] = {}
@@ -186,12 +195,27 @@ class Control:
             workers=self._workers,
             record=self._record,
             close=self._close_owed,
-            on_kill=lambda _kill_id, _data: None,
+            kills={kill.kill_id: to_shared(kill) for kill in self._kills.standing()},
+            on_kill=self._on_kill,
+            end_killed=self._end_killed,
             persistence_reason=config.store.allow_persistent_store,
             staleness_seconds=config.store.staleness,
             clock=self._clock,
         )
         return store, member
+
+    def _on_kill(self, kill_id: str, data: bytes | None) -> None:
+        self._kill_switch.hear(kill_id, data)
+        self._start(self._keep_kills())
+
+    async def _keep_kills(self) -> None:
+        try:
+            await self._kill_switch.keep()
+        except OSError as error:
+            log.error("kills.not_kept", error=why(error))
+
+    async def _end_killed(self, data: bytes) -> None:
+        await self._ledger.close_killed([from_shared(data)])
 
     async def _close_owed(self, owed: Owed) -> None:
         await self._ledger.close(owed.session_id, owed.reason, due_at=owed.due_at)
@@ -271,20 +295,12 @@ class Control:
             refusals=self._refusals,
             clock=self._clock,
         )
-        kill_switch = KillSwitch(
-            table=self._kills,
-            file=self._kill_file,
-            fleet=self._workers,
-            ledger=self._ledger,
-            record=self._record,
-            clock=self._clock,
-        )
         admin = admin_app(
             checks=self._checks,
             metrics=self._metrics,
             protections=self._protections,
             operators=operators,
-            kills=kill_switch,
+            kills=self._kill_switch,
         )
         try:
             contexts = server_context(listeners.sessions), server_context(listeners.admin)
@@ -348,6 +364,13 @@ class Control:
         except StoreRefused as refused:
             if self._boot.run == 1:
                 raise ConfigurationError((f"store: {refused}",)) from None
+        with suppress(StoreUnavailable):
+            await self._close_killed()
+
+    async def _close_killed(self) -> None:
+        """End what a control process that died had stopped, and had not ended."""
+        if len(self._kills):
+            await self._ledger.close_killed(self._kills.standing())
 
     async def _meet_worker(self, end: socket.socket) -> None:
         link = await Link.open(end, self._on_message, self._on_worker_lost)
@@ -394,9 +417,8 @@ class Control:
                 await self._close(held.record.session_id, "half_open")
         for held in takeover.adopted:
             self._adopt(held)
-        for kill in self._kills.standing():
-            # Placed by a control process that died before it had ended all that the kill hits.
-            await self._ledger.close_killed(kill)
+        if self._member is None:
+            await self._close_killed()
         if elders:
             log.info("control.took_over", sessions=len(self._store.held()), workers=len(elders))
             await self._record(SessionsAdopted(sessions=len(self._store.held())))

@@ -54,23 +54,30 @@ class FleetMember:
         workers: Workers,
         record: Callable[[AuditEvent], Awaitable[None]],
         close: Callable[[Owed], Awaitable[None]],
+        kills: Mapping[str, bytes],
         on_kill: OnKill,
+        end_killed: Callable[[bytes], Awaitable[None]],
         persistence_reason: str,
         staleness_seconds: float,
         clock: Clock,
     ) -> None:
-        """Take the parts; `close` tells the store of an end once more, and records it."""
+        """Take the parts.
+
+        `close` tells the store of an end once more, and records it; `kills` are those that stood when
+        this gateway last ran; `end_killed` closes the sessions that a kill hits.
+        """
         self._store = store
         self._workers = workers
         self._record = record
         self._close = close
         self._on_kill = on_kill
+        self._end_killed = end_killed
         self._persistence_reason = persistence_reason
         self._staleness = staleness_seconds
         self._clock = clock
         self._fetches: dict[str, bool] = {}  # what is being read: whether that is still good
         self._tasks: set[asyncio.Task[None]] = set()
-        self._kills: dict[str, bytes] = {}
+        self._kills = dict(kills)
         self._epoch = b""
         self._heard = 0  # the number of the last event
         self._may_have_missed = True
@@ -245,7 +252,7 @@ class FleetMember:
     async def _meet(self) -> None:
         """Reach the store, make good what was missed, and grant a lease."""
         meeting = await self._store.meet()
-        has_forgotten = self._epoch not in {b"", meeting.epoch}
+        has_forgotten = meeting.is_new or self._epoch not in {b"", meeting.epoch}
         gone = 0
         if self._may_have_missed or meeting.epoch != self._epoch:
             gone = await self._make_good(meeting, has_forgotten=has_forgotten)
@@ -268,7 +275,13 @@ class FleetMember:
         return gone
 
     async def _tell_owed(self) -> None:
-        """Tell the store of the sessions that ended here while it could not be told."""
+        """Tell the store what was stopped, and what ended, while it could not be told."""
+        for kill_id, data in self._store.owed_kills():
+            if data is None:
+                await self._store.lift_kill(kill_id)
+            else:
+                await self._store.place_kill(kill_id, data)
+                await self._end_killed(data)
         for owed in self._store.owed():
             try:
                 await self._close(owed)
@@ -328,11 +341,6 @@ class FleetMember:
             self._start(self._record_lost(self._trouble or "it is silent"))
 
     # --- kills ---
-
-    @property
-    def kills(self) -> Mapping[str, bytes]:
-        """Every kill that stands, as far as this replica has heard."""
-        return self._kills
 
     def _set_kill(self, kill_id: str, data: bytes | None) -> None:
         if self._kills.get(kill_id) == data:

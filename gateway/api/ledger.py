@@ -311,12 +311,16 @@ class SessionLedger:
         await self._serve(changed)
         return changed
 
-    async def close_killed(self, kill: Kill) -> int:
-        """Close every session that this kill hits; return how many.
+    async def close_killed(self, kills: Iterable[Kill]) -> int:
+        """Close every session that one of these kills hits; return how many.
 
         The workers have destroyed them already, at the kill's own word.
+
+        Raises:
+            AuditUnavailable: They are closed, but that could not be recorded.
+            StoreUnavailable: Some may be open still, to whom the kill does not hit.
         """
-        only = KillTable([kill])
+        only = KillTable(kills)
         hit: list[str] = []
         async for entries in self._store.scan():
             hit += [entry.record.session_id for entry in entries if _is_hit(entry, only)]

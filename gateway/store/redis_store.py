@@ -88,11 +88,15 @@ class Owed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meeting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica learns of the store when it connects: `last` is the number of the last event."""
+    """What a replica learns of the store when it connects.
+
+    `last` is the number of the last event; `is_new` says that nobody had used this store before.
+    """
 
     epoch: bytes
     last: int
     persistence: str
+    is_new: bool
 
 
 class RedisStore:
@@ -116,6 +120,7 @@ class RedisStore:
         self._held: dict[str, Entry] = {}
         self._used: dict[str, float] = {}
         self._owed: dict[str, Owed] = {}
+        self._owed_kills: dict[str, bytes | None] = {}  # no more than may stand
         self.replica = secrets.token_hex(8)
         """Names this process among the replicas."""
         self.errors = 0
@@ -352,7 +357,8 @@ class RedisStore:
         try:
             seconds, micros = await self._ask("TIME")
             persistence = await check_server(self._client, self._config)
-            check, epoch, last = await self._who_shares(self._client)
+            proposed = secrets.token_bytes(16)
+            check, epoch, last = await self._who_shares(self._client, proposed)
         except StoreUnavailable as error:
             if isinstance(error.__cause__, StoreRefused):
                 raise error.__cause__ from None
@@ -366,11 +372,12 @@ class RedisStore:
                 "lacks its key: replicas have the same `name`, and state_dir/fingerprint.key is a "
                 "copy (32 bytes, mode 0600) of what the first of them has"
             )
-        return Meeting(epoch=epoch, last=_number(last), persistence=persistence)
+        return Meeting(
+            epoch=epoch, last=_number(last), persistence=persistence, is_new=epoch == proposed
+        )
 
-    async def _who_shares(self, client: Any) -> Any:
-        keys = self._about, self._events
-        return await self._run_by(client, _MEET, keys, self._check, secrets.token_bytes(16))
+    async def _who_shares(self, client: Any, epoch: bytes) -> Any:
+        return await self._run_by(client, _MEET, (self._about, self._events), self._check, epoch)
 
     async def read_events(
         self, epoch: bytes, after: int, *, waits: bool
@@ -382,7 +389,7 @@ class RedisStore:
             StoreUnavailable: It does not answer.
         """
         # A store that was flushed numbers anew: who only waits for higher numbers hears nothing more.
-        _, current, last = await self._who_shares(self._listener)
+        _, current, last = await self._who_shares(self._listener, secrets.token_bytes(16))
         if current != epoch or _number(last) < after:
             raise EventsMissed
         block = ("BLOCK", int(self.listen_seconds * 1000)) if waits else ()
@@ -406,15 +413,27 @@ class RedisStore:
 
     async def place_kill(self, kill_id: str, data: bytes) -> None:
         """Let a kill stand until it is lifted, and have every replica hear of it."""
-        event = self._words.from_event(KillPlaced(kill_id=kill_id, data=data))
         stands = self._words.from_kill(kill_id, data)
-        await self._run(_KILL, [self._kills, self._events], kill_id, stands, event, MAX_EVENTS)
+        await self._tell_kill(kill_id, data, stands, KillPlaced(kill_id=kill_id, data=data))
 
     async def lift_kill(self, kill_id: str) -> bool:
         """Lift a kill, and have every replica hear of it; return whether it stood."""
-        event = self._words.from_event(KillLifted(kill_id=kill_id))
-        keys = self._kills, self._events
-        return bool(await self._run(_KILL, keys, kill_id, "", event, MAX_EVENTS))
+        return await self._tell_kill(kill_id, None, b"", KillLifted(kill_id=kill_id))
+
+    async def _tell_kill(
+        self, kill_id: str, data: bytes | None, stands: bytes, event: Event
+    ) -> bool:
+        self._owed_kills.pop(kill_id, None)
+        told = self._words.from_event(event), MAX_EVENTS
+        try:
+            return bool(await self._run(_KILL, [self._kills, self._events], kill_id, stands, *told))
+        except StoreUnavailable:
+            self._owed_kills[kill_id] = data
+            raise
+
+    def owed_kills(self) -> list[tuple[str, bytes | None]]:
+        """Return the kills, and liftings without data, that the store has not confirmed."""
+        return list(self._owed_kills.items())
 
     async def standing_kills(self) -> Mapping[str, bytes]:
         """Return every kill that stands, by id."""

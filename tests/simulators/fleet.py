@@ -61,6 +61,16 @@ class Replica:
         assert status == 201, opened
         return opened["token"], f"/v1/sessions/{opened['session_id']}"
 
+    async def operate(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Ask the admin listener as an operator with a second factor; return status and JSON."""
+        claims = {"roles": ["operator"], "amr": ["mfa"]}
+        identity = await asyncio.to_thread(self.gateway.identity, "olga", "operations", **claims)
+        content = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {identity}\r\n"
+        head += f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        seen = parse(await exchange(self.gateway.admin, head.encode() + content))
+        return seen.status, json.loads(seen.body)
+
     async def call(self, token: str) -> Response:
         """Make one call on a connection of its own."""
         return parse(await exchange(self.gateway.proxy, request(token)))
