@@ -87,6 +87,7 @@ from gateway.store.memory import MemoryStore
 from gateway.store.redis_store import Owed, RedisStore
 from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from gateway.takeover import settle
+from gateway.tasks import end_tasks
 from gateway.telemetry.logs import get_log
 from gateway.telemetry.metrics import render
 from gateway.tls import server_context
@@ -265,9 +266,7 @@ class Control:
         if reason == "shutdown":
             # Workers drain on the same signal; what they still ask for is answered until they end.
             await self._wait_for_workers()
-        for task in vital:
-            task.cancel()
-        await asyncio.gather(*vital, return_exceptions=True)
+        await end_tasks(vital)
         for runner in runners:
             await runner.cleanup()
         if self._member is not None:

@@ -24,6 +24,7 @@ from gateway.store.connection import StoreRefused
 from gateway.store.redis_store import EVENTS_AT_ONCE, EventsMissed, Meeting, Owed, RedisStore
 from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced
+from gateway.tasks import end_tasks
 from gateway.telemetry.logs import get_log
 from gateway.workers import Workers
 from keys.session import SessionRecord
@@ -402,9 +403,7 @@ class FleetMember:
         """End what is under way, and every connection."""
         if self._lapse is not None:
             self._lapse.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._store.aclose()
 
 
