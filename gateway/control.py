@@ -95,6 +95,7 @@ from gateway.workers import ACK_SECONDS, Workers
 from keys.boot_secrets import BootSecrets
 from keys.deployment import TOKEN_SEED, derive
 from keys.hpke import DepositKeyRing
+from keys.wrapping import Wrapping
 from policies.kills import KillTable
 from policies.request import Principal
 
@@ -135,6 +136,7 @@ class Control:
         self._refusals = RefusalBudget(self._clock)
         secrets = BootSecrets.open(boot.secrets)
         deployment_key = load_or_create_seed(Path(boot.config.state_dir) / "fingerprint.key")
+        wrapping = Wrapping(secrets.boot_key)
         is_shared = boot.config.store.is_shared
         seed = derive(deployment_key, TOKEN_SEED) if is_shared else secrets.token_seed
         self._tokens = SessionTokenIssuer(boot.config.name, seed)
@@ -155,7 +157,7 @@ class Control:
         self._store: SessionStore
         self._member: FleetMember | None = None
         if is_shared:
-            self._store, self._member = self._join_fleet(deployment_key)
+            self._store, self._member = self._join_fleet(deployment_key, wrapping)
         else:
             self._store = MemoryStore(boot.config.sessions)
         self._ledger = SessionLedger(
@@ -164,6 +166,7 @@ class Control:
             tokens=self._tokens,
             record=self._record,
             fingerprint_key=deployment_key,
+            wrapping=wrapping,
             kills=self._kills,
             limits=boot.config.sessions,
             clock=self._clock,
@@ -188,9 +191,18 @@ class Control:
         self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
 
-    def _join_fleet(self, deployment_key: bytes) -> tuple[RedisStore, FleetMember]:
+    def _join_fleet(
+        self, deployment_key: bytes, wrapping: Wrapping
+    ) -> tuple[RedisStore, FleetMember]:
         config = self._boot.config
-        store = RedisStore(config.store, config.sessions, config.name, deployment_key, self._clock)
+        store = RedisStore(
+            config.store,
+            config.sessions,
+            deployment=config.name,
+            deployment_key=deployment_key,
+            wrapping=wrapping,
+            clock=self._clock,
+        )
         member = FleetMember(
             store=store,
             workers=self._workers,

@@ -104,7 +104,9 @@ async def test_tls_and_an_acl_user(
     tmp_path: Path, provider: Provider, start_gateway: Start
 ) -> None:
     """Through TLS, as a user who may do what README says and no more, sessions are served."""
-    (rules,) = re.findall(r"^```text\n(resetchannels .*?)```", README.read_text(), re.MULTILINE | re.DOTALL)
+    (rules,) = re.findall(
+        r"^```text\n(resetchannels .*?)```", README.read_text(), re.MULTILINE | re.DOTALL
+    )
     acl = tmp_path / "users.acl"
     acl.write_text(f"user default off\nuser veklom on >{PASSWORD} {' '.join(rules.split())}\n")
     password = tmp_path / "password"

@@ -8,6 +8,7 @@ from gateway.identity.sessions import SessionTable
 from keys.region import SecretRegion
 from keys.session import SessionRecord
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.request import Principal
 
 PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme")
@@ -25,7 +26,7 @@ def record(session_id: str) -> SessionRecord:
 def table() -> SessionTable:
     """A table with two sessions."""
     table = SessionTable(
-        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32), SystemClock()
+        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32)), SystemClock()
     )
     table.put(PRINCIPAL, record("one"), label="l", used_at=5.0)
     table.put(PRINCIPAL, record("two"))
@@ -70,7 +71,7 @@ def test_what_is_dropped_is_gone(table: SessionTable) -> None:
 
 def test_a_shared_table_serves_nothing_without_a_lease() -> None:
     """Until somebody vouches for what is held, no session is found, and none is asked for."""
-    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32)
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
     table = SessionTable(vault, SystemClock(), is_shared=True)
     table.put(PRINCIPAL, record("one"))
     with pytest.raises(Refused):
@@ -81,7 +82,7 @@ def test_a_shared_table_serves_nothing_without_a_lease() -> None:
 
 def test_a_shared_table_knows_what_it_lacks(table: SessionTable) -> None:
     """What is not held, or in an older generation than a token names, may be in the shared store."""
-    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32)
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
     shared = SessionTable(vault, SystemClock(), is_shared=True)
     shared.put(PRINCIPAL, record("one"))
     assert [shared.must_ask("one", generation) for generation in (0, 1, 2)] == [False, False, True]
