@@ -18,7 +18,7 @@ from gateway.audit.event import ProtectionsChecked
 from gateway.audit.journal import Journal
 from gateway.audit.keyfile import load_signer
 from gateway.clock import Clock
-from gateway.config import Config, ConfigurationError
+from gateway.config import Config, ConfigurationError, known_to
 from gateway.hardening import ProtectionMissing, demand, harden, to_reasons
 from gateway.identity.dev_issuer import DEVELOPMENT
 from gateway.identity.tokens import Issuer
@@ -80,8 +80,9 @@ def read_boot(fd: int) -> Boot:
 
 def policy_set_of(boot: Boot) -> PolicySet:
     """Return the policy set that the boot message carries."""
-    providers = frozenset(boot.config.providers)
-    return load_policy_set([(source.path, source.text) for source in boot.policies], providers)
+    return load_policy_set(
+        [(source.path, source.text) for source in boot.policies], known_to(boot.config)
+    )
 
 
 def issuers_of(boot: Boot) -> tuple[Issuer, ...]:

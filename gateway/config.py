@@ -23,6 +23,8 @@ from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
 from keys.signing import is_key_name
 from policies.document import DocumentError, Fault, Section, read_document
+from policies.known import Known
+from policies.request import ProviderFacts
 
 BUNDLE = Path(__file__).resolve().parent.parent / "policies" / "bundle"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -138,6 +140,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     request_stream_usage: bool = True
     private_addresses: bool = False
+    facts: ProviderFacts = ProviderFacts()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -369,6 +372,16 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
         usage = inner.boolean("request_stream_usage", default=True)
         private_addresses = inner.boolean("private_addresses", default=False)
         ca_file = paths.read(inner, "ca_file")
+        facts = ProviderFacts(
+            dialect=dialect,
+            region=inner.string("region", ""),
+            baa=inner.boolean("baa", default=False),
+            phi=inner.boolean("phi", default=False),
+            zero_retention=inner.boolean("zero_retention", default=False),
+            no_training=inner.boolean("no_training", default=False),
+        )
+        if facts.phi and not facts.baa:
+            inner.fault("phi", "needs baa: true: without an agreement no PHI may be sent")
         if dialect in DIALECTS and base_url:
             try:
                 Provider.from_url(name, dialect, base_url, request_stream_usage=usage)
@@ -381,6 +394,7 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
             ca_file=ca_file,
             request_stream_usage=usage,
             private_addresses=private_addresses,
+            facts=facts,
         )
     return providers
 
@@ -459,8 +473,23 @@ def providers_from(config: Config) -> tuple[Provider, ...]:
             request_stream_usage=each.request_stream_usage,
             ca_file=each.ca_file,
             private_addresses=each.private_addresses,
+            facts=each.facts,
         )
         for name, each in config.providers.items()
+    )
+
+
+def known_to(config: Config) -> Known:
+    """Return what a policy may name under this configuration."""
+    tenants: set[str] | None = set()
+    for issuer in config.issuers:
+        named = {issuer.tenant} if issuer.tenant else set(issuer.tenants)
+        if tenants is not None:
+            # One issuer that may name any tenant is enough for every name to be possible.
+            tenants = tenants | named if named else None
+    return Known.of(
+        {name: each.facts for name, each in config.providers.items()},
+        tenants=tenants if config.issuers else None,
     )
 
 

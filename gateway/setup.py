@@ -15,6 +15,7 @@ from gateway.config import (
     Draft,
     Listener,
     collect_policy_sources,
+    known_to,
     read_draft,
     why,
 )
@@ -45,7 +46,7 @@ def load_checked(path: Path) -> Checked:
     sources, unread = collect_policy_sources(draft.config.policies.path)
     faults += [draft.fault("policies.path", f"names {sentence}") for sentence in unread]
     try:
-        policy_set = load_policy_set(sources, frozenset(draft.config.providers))
+        policy_set = load_policy_set(sources, known_to(draft.config))
     except DocumentError as error:
         faults += error.faults
     if faults or policy_set is None:

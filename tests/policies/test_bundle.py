@@ -9,6 +9,7 @@ import policies
 from gateway.providers.catalogue import CATALOGUE
 from policies.decision import Verdict
 from policies.engine import decide
+from policies.known import Known
 from policies.request import Operation
 from policies.rules import PolicySet, load_policy_set
 from tests.policies.asking import PROVIDERS, ask
@@ -27,8 +28,8 @@ def shipped(name: str) -> PolicySet:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_policy_loads(path: Path) -> None:
     """Each shipped file is faultless for all built-in providers, and allows somebody something."""
-    policy_set = load_policy_set([(path.name, path.read_text())], frozenset(CATALOGUE))
-    assert policy_set.allows
+    policy_set = load_policy_set([(path.name, path.read_text())], Known.of(list(CATALOGUE)))
+    assert policy_set.enforced.allows.rules
     assert policy_set.limits
 
 
@@ -94,7 +95,7 @@ def test_a_shipped_denial_tells_the_caller(name: str, facts: dict[str, Any], mes
 
 def test_the_default_does_not_read_bodies() -> None:
     """What a new gateway starts with lets bodies stream through unread."""
-    assert not shipped(DEFAULT).reads_body
+    assert not shipped(DEFAULT).enforced.reads_body
 
 
 def test_the_default_paces_callers_and_sessions() -> None:
