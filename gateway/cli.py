@@ -37,7 +37,7 @@ def serve(config_path: Path | None, *, dev: bool) -> None:
 
     path = config_path or default_config_path()
     try:
-        raise SystemExit(run(load_checked(path).config, path, dev=dev))
+        raise SystemExit(run(load_checked(path), path, dev=dev))
     except ConfigurationError as error:
         _fail(error.faults)
 

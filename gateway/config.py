@@ -21,7 +21,7 @@ from gateway.hardening import Protection
 from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
 from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
-from keys.signing import is_key_name
+from keys.signing import Verifier, is_key_name
 from policies.document import DocumentError, Fault, Section, read_document
 from policies.known import Known
 from policies.request import ProviderFacts
@@ -99,9 +99,15 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policies(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the policy files lie."""
+    """Where the policy files lie, who has to sign them, and what is tried beside them.
+
+    `watch` is how often they are looked at, in seconds; 0 for never.
+    """
 
     path: str
+    signed_by: str = ""
+    watch: float = 2.0
+    shadow: str = ""
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,7 +270,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         issuers=issuers,
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
-        policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
+        policies=_policies(policies, paths),
         audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
         custody=_custody(top.section("custody")),
         sessions=_sessions(top.section("sessions")),
@@ -272,7 +278,6 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         timeouts=_timeouts(top.section("timeouts")),
         logs=_logs(top.section("logs")),
     )
-    policies.finish()
     audit.finish()
     top.finish()
     return Draft(path=path, config=config, faults=tuple(faults), places=paths.places)
@@ -399,6 +404,23 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
     return providers
 
 
+def _policies(section: Section, paths: _Paths) -> Policies:
+    signed_by = section.string("signed_by", "")
+    try:
+        if signed_by:
+            Verifier.from_vkey(signed_by)
+    except ValueError as error:
+        section.fault("signed_by", f"is no verification key: {error}")
+    policies = Policies(
+        path=paths.read(section, "path") or str(BUNDLE),
+        signed_by=signed_by,
+        watch=section.duration("watch", "2s"),
+        shadow=paths.read(section, "shadow"),
+    )
+    section.finish()
+    return policies
+
+
 def _custody(section: Section) -> Custody:
     require = section.strings("require") if "require" in section else None
     for name in require or ():
@@ -491,33 +513,6 @@ def known_to(config: Config) -> Known:
         {name: each.facts for name, each in config.providers.items()},
         tenants=tenants if config.issuers else None,
     )
-
-
-def read_policy_sources(path: str) -> list[tuple[str, str]]:
-    """Return path and text of every policy file: the one at `path`, or the `*.yaml` in it.
-
-    Raises:
-        ConfigurationError: There is none, or some cannot be read.
-    """
-    sources, unread = collect_policy_sources(path)
-    if unread:
-        raise ConfigurationError(tuple(unread))
-    return sources
-
-
-def collect_policy_sources(path: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return path and text of every policy file that can be read, and a sentence for each other."""
-    where = Path(path)
-    files = sorted(where.glob("*.yaml")) if where.is_dir() else [where]
-    if not files:
-        return [], [f"{path}: holds no *.yaml file; the policy would allow nothing"]
-    sources, unread = [], []
-    for file in files:
-        try:
-            sources.append((str(file), file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            unread.append(f"{file}: cannot be read: {why(error)}")
-    return sources, unread
 
 
 def why(error: Exception) -> str:

@@ -221,6 +221,12 @@ class PolicyLoaded(Event, frozen=True, kw_only=True, tag="policy.loaded"):
     files: tuple[str, ...]
 
 
+class PolicyRefused(Event, frozen=True, kw_only=True, tag="policy.refused"):
+    """Changed policies could not be used, for the first of what is wrong; those in force stay."""
+
+    faults: tuple[str, ...]
+
+
 class ProcessStarted(Event, frozen=True, kw_only=True, tag="process.started"):
     """A process began: the `run`-th of its role since the gateway started."""
 

@@ -207,6 +207,7 @@ _HELP = {
     "audit_durable_events": "Audit events written since the start.",
     "audit_failed": "Audit logs that have failed; calls are refused.",
     "sessions_open": "Open sessions.",
+    "policies_refused": "Whether changed policies were refused, so that older ones are in force.",
     "workers_ready": "Workers that serve.",
 }
 
