@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from gateway import __version__
+from gateway.commands.policy import policy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,6 +122,9 @@ def dev(sessions: str, subject: str, tenant: str, roles: tuple[str, ...], ttl: i
     except (urllib.error.URLError, KeyError, ValueError) as error:
         reason = getattr(error, "reason", error)
         _fail((f"no token: {reason}; is a gateway running there with --dev?",))
+
+
+main.add_command(policy)
 
 
 def _fail(faults: tuple[str, ...]) -> NoReturn:

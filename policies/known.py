@@ -44,6 +44,10 @@ class Known:
         """Return the same with names that a policy declares."""
         return Known(providers=self.providers, names={**declared, **self.names})
 
+    def vouching(self, providers: Mapping[str, ProviderFacts]) -> "Known":
+        """Return the same with other things vouched for of some providers."""
+        return Known(providers={**self.providers, **providers}, names=self.names)
+
     def fault_of(self, fact: str, pattern: str) -> str:
         """Return what is wrong with naming this, "" where something is called so."""
         known = self.names.get(fact)

@@ -1,6 +1,8 @@
 """Tests of a policy: `*_test.yaml` beside its files, run with frozen time and without a gateway.
 
     now: 2027-01-15T09:00:00Z                # the instant of every test that names no other
+    providers:                               # optional: what is vouched for, instead of the configuration
+      mistral: {region: eu, no_training: true}
     fixtures:                                # facts under a name; what is not said has its default
       alice: {tenant: acme, subject: alice, roles: [engineer]}
       chat: {provider: openai, operation: chat, model: gpt-5, max_tokens: 100}
@@ -28,7 +30,7 @@ No I/O.
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -104,6 +106,7 @@ class Case:
     name: str
     request: AccessRequest
     expected: Expectation
+    known: Known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +139,8 @@ def run_cases(cases: Iterable[Case], policy_set: PolicySet) -> list[Outcome]:
     """Return what became of each case."""
     outcomes = []
     for case in cases:
+        if case.known is not policy_set.known:
+            policy_set = replace(policy_set, known=case.known)
         decision = decide(policy_set, case.request)
         differences = tuple(case.expected.differences(decision))
         outcomes.append(Outcome(case=case, decision=decision, differences=differences))
@@ -191,6 +196,8 @@ def read_cases(sources: Sequence[tuple[str, str]], known: Known) -> list[Case]:
 
 def _read_suite(top: Section, known: Known) -> list[Case]:
     now = _instant(top, _NEW_YEAR)
+    if "providers" in top:
+        known = known.vouching(_read_providers(top.section("providers"), known))
     fixtures: dict[str, dict[str, Any]] = {}
     if "fixtures" in top:
         section = top.section("fixtures")
@@ -201,6 +208,27 @@ def _read_suite(top: Section, known: Known) -> list[Case]:
         cases += _read_test(section, fixtures, now, known)
     top.finish()
     return cases
+
+
+def _read_providers(section: Section, known: Known) -> dict[str, ProviderFacts]:
+    providers = {}
+    for name in section.keys():  # noqa: SIM118 - a section is no dict
+        if name not in known.providers:
+            section.fault(
+                name, f"is no configured provider{nearest(name, sorted(known.providers))}"
+            )
+        inner = section.section(name)
+        dialect = known.providers[name].dialect if name in known.providers else ""
+        providers[name] = ProviderFacts(
+            dialect=dialect,
+            region=inner.string("region", ""),
+            baa=inner.boolean("baa", default=False),
+            phi=inner.boolean("phi", default=False),
+            zero_retention=inner.boolean("zero_retention", default=False),
+            no_training=inner.boolean("no_training", default=False),
+        )
+        inner.finish()
+    return providers
 
 
 def _read_test(
@@ -231,6 +259,7 @@ def _read_test(
                     name=label,
                     request=request,
                     expected=expected,
+                    known=known,
                 )
             )
     section.finish()
@@ -320,9 +349,11 @@ def _ordered(section: Section, key: str) -> tuple[str, ...] | None:
     return () if value is not None and value.data == [] else section.strings(key)
 
 
-def _facts(section: Section) -> dict[str, Any]:
+def _facts(section: Section, skip: str = "") -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name in section.keys():  # noqa: SIM118 - a section is no dict
+        if name == skip:
+            continue
         value = section.value(name)
         fact = FACTS.get(name)
         if name == "auth_age" and value is not None:
@@ -365,6 +396,13 @@ def _request(
     except ValueError as error:
         section.fault("with", f"holds facts that no call has: {error}")
         return None
+
+
+def read_question(section: Section, known: Known) -> AccessRequest | None:
+    """Return the question that a mapping of facts asks, noting faults; `now:` is its instant."""
+    now = _instant(section, _NEW_YEAR)
+    facts = _facts(section, skip="now")
+    return _request(section, facts, now, known)
 
 
 def _instant(section: Section, default: float) -> float:

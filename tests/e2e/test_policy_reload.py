@@ -27,7 +27,9 @@ rules:
 """
 TEST = """\
 fixtures: {call: {tenant: acme, provider: openai, model: always}}
-tests: [{name: always, given: call, expect: allow}, {name: never, given: call, with: {model: never}, expect: deny}]
+tests:
+  - {name: always, given: call, expect: allow}
+  - {name: never, given: call, with: {model: never}, expect: deny}
 """
 
 
@@ -67,7 +69,7 @@ async def read_whole(port: int, call: bytes) -> bytes:
 async def until(reached: Callable[[], Any]) -> None:
     """Return when something has come true; an operator would look as often."""
     async with asyncio.timeout(30):
-        while not reached():
+        while not reached():  # noqa: ASYNC110 - it comes true in another process
             await asyncio.sleep(0.02)  # polling a process, not synchronising a test
 
 
