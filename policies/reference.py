@@ -49,7 +49,8 @@ def _page() -> Iterator[str]:
         yield "|---|---|---|---|---|"
         for fact in FACTS.values():
             if fact.group is group:
-                yield f"| `{fact.name}` | {fact.kind} | {fact.phase} | {_default(fact)} | {fact.meaning} |"
+                cells = (f"`{fact.name}`", fact.kind, fact.phase, _default(fact), fact.meaning)
+                yield f"| {' | '.join(cells)} |"
         yield ""
     yield "## How each kind is compared\n"
     yield "| kind | under `match:` |"
@@ -58,8 +59,8 @@ def _page() -> Iterator[str]:
         yield f"| {kind} | {words} |"
     yield ""
     yield "`time:` compares the instant with a clock on a wall: `{zone: Europe/Paris, days: mon-fri,"
-    yield 'from: "08:00", to: "18:00", since: 2027-01-01, until: 2027-12-31}`; a window over midnight belongs to'
-    yield "the day on which it begins. `all: [...]`, `any: [...]` and `not: {...}` nest."
+    yield 'from: "08:00", to: "18:00", since: 2027-01-01, until: 2027-12-31}`; a window over midnight'
+    yield "belongs to the day on which it begins. `all: [...]`, `any: [...]` and `not: {...}` nest."
 
 
 def _default(fact: Fact) -> str:
@@ -131,7 +132,8 @@ def _match() -> dict[str, Any]:
         required=("zone",),
     )
     nested = {"$ref": "#/$defs/match"}
-    properties |= dict.fromkeys(("all", "any"), {"type": "array", "items": nested, "minItems": 1})
+    for name in ("all", "any"):
+        properties[name] = {"type": "array", "items": nested, "minItems": 1}
     properties["not"] = nested
     return _mapping(properties, minProperties=1)
 
