@@ -30,7 +30,7 @@ from gateway.clock import Clock
 from gateway.errors import Fault, Refused
 from gateway.identity.declarations import declared_labels, declared_purpose
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
-from gateway.identity.sessions import Session, SessionTable
+from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
 from gateway.limits.headers import rate_limit_headers
@@ -60,12 +60,11 @@ from gateway.story import (
     Story,
 )
 from gateway.telemetry.metrics import CallMetrics
-from keys.envelope import OVERHEAD_BYTES
 from keys.region import Slot
-from keys.session import SealedCredential
 from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.facts import to_record
+from policies.kills import KillTable
 from policies.obligations import Obligations
 from policies.quota import QuotaStatus
 from policies.request import AccessRequest, ModelCall, Principal
@@ -79,7 +78,7 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decided_us", "decision", "dialect",
-        "facts", "inspect", "principal", "reservation", "route", "secret", "session", "statuses",
+        "facts", "inspect", "principal", "reservation", "route", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -90,7 +89,6 @@ class _Call:
         self.route: Route | None = None
         self.principal: Principal | None = None
         self.session: Session | None = None
-        self.secret = b""
         self.asked: ModelCall | None = None
         self.body: bytes | None = None
         self.inspect: MultipartScanner | None = None
@@ -110,8 +108,7 @@ class _Granted(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     asked: ModelCall
     decision: Decision
-    fingerprint: str
-    credential_bytes: int
+    lease: KeyLease
 
 
 # --- the story -----------------------------------------------------------------------------------
@@ -136,6 +133,7 @@ class Execution:
         sessions: SessionTable,
         policy_set: PolicySet,
         limiter: MemoryLimiter,
+        kills: KillTable,
         limits: BodyLimits,
         metrics: CallMetrics,
         refusals: RefusalBudget,
@@ -147,6 +145,7 @@ class Execution:
         self._sessions = sessions
         self._policy_set = policy_set
         self._limiter = limiter
+        self._kills = kills
         self._limits = limits
         self._metrics = metrics
         self._refusals = refusals
@@ -185,9 +184,12 @@ class Execution:
 
     def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
         route = self._find_route(call, head)
-        session = yield from self._identify(call, head)
-        if not self._policy_set.reroutes:
-            _sealed_credential(session, route.provider)  # refused before a body is read for it
+        session, secret = yield from self._identify(call, head)
+        asked_of, lease = route.provider, None
+        if (
+            not self._policy_set.reroutes
+        ):  # then a call without a key is refused before its body is read
+            lease = self._lease(session, asked_of, secret)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
         request = AccessRequest(
@@ -209,7 +211,8 @@ class Execution:
         if decision.obligations is not None:
             route = self._change(call, head, route, decision)
             asked = decision.judged.call
-        sealed = _sealed_credential(session, route.provider)
+        if lease is None or route.provider is not asked_of:
+            lease = self._lease(session, route.provider, secret)
         admission = self._limiter.admit(policy_set.limits, decision.judged)
         if not isinstance(admission, Reservation):
             call.statuses = (admission,)
@@ -228,8 +231,7 @@ class Execution:
             session=session,
             asked=asked,
             decision=decision,
-            fingerprint=sealed.fingerprint,
-            credential_bytes=len(sealed.sealed) - OVERHEAD_BYTES,
+            lease=lease,
         )
 
     def _decide(self, call: _Call, policy_set: PolicySet, request: AccessRequest) -> Decision:
@@ -271,7 +273,22 @@ class Execution:
             raise Refused("credential_in_url", "Send the session token in a header, not the URL.")
         return route
 
-    def _identify(self, call: _Call, head: RequestHead) -> Generator[Command, Any, Session]:
+    def _lease(self, session: Session, provider: Provider, secret: bytes) -> KeyLease:
+        """Return the right to use the session's key for a provider, unless an operator stopped it."""
+        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
+        self._refuse_killed(session, lease, provider)
+        return lease
+
+    def _refuse_killed(self, session: Session, lease: KeyLease, provider: Provider) -> None:
+        kill = self._kills.find(
+            session.principal, session.record.session_id, lease.fingerprint, provider.name
+        )
+        if kill is not None:
+            raise Refused("killed", f"An operator stopped this (kill {kill.kill_id}).")
+
+    def _identify(
+        self, call: _Call, head: RequestHead
+    ) -> Generator[Command, Any, tuple[Session, bytes]]:
         presented = find_credentials(head.headers)
         now = self._clock.now()
         if presented.identity_token is not None:
@@ -289,9 +306,8 @@ class Execution:
             raise Refused("session_expired", "The session has expired.")
         if call.principal is not None and not _is_same_caller(call.principal, session.principal):
             raise Refused("session_mismatch", "The session belongs to another caller.")
-        call.secret = session_secret(presented.session_token)
         self._sessions.touch(claims.session_id)
-        return session
+        return session, session_secret(presented.session_token)
 
     def _verify_identity(self, token: bytes, now: float) -> Generator[Command, Any, Principal]:
         try:
@@ -362,37 +378,30 @@ class Execution:
                 call.body = rewritten
                 asks = True
         extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
-        provider, secret = granted.route.provider, call.secret
-        session_id = granted.session.record.session_id
-
-        def blot(data: bytearray) -> int:
-            return self._sessions.blot(session_id, secret, provider.name, provider.origin, data)
-
         return ResponseGuard(
             route=granted.route,
             asked=granted.asked,
-            credential_bytes=granted.credential_bytes,
+            credential_bytes=granted.lease.credential_bytes,
             extra_headers=extra,
-            blot=blot,
+            blot=granted.lease.blot,
             removes_usage_event=asks,
         )
 
     def _forward(
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
     ) -> Forward:
-        provider = granted.route.provider
+        provider, session, lease = granted.route.provider, granted.session, granted.lease
         before, after = _upstream_head(head, granted.route, call.body, granted.decision.obligations)
-        session_id = granted.session.record.session_id
-        secret, call.secret = call.secret, b""
 
         def compose() -> Slot:
-            return self._sessions.compose_head(
-                session_id, secret, provider.name, provider.origin, before, after
-            )
+            # Once more: a kill may have come while the call waited for its body or its record.
+            self._refuse_killed(session, lease, provider)
+            return lease.compose_head(before, after)
 
         return Forward(
             provider=provider,
-            session_id=session_id,
+            session_id=session.record.session_id,
+            lease=lease,
             compose=compose,
             body=call.body,
             response=guard,
@@ -473,7 +482,7 @@ class Execution:
             client_address=call.client_address,
             rules=granted.decision.rules,
             policy=granted.decision.policy_digest,
-            credential=granted.fingerprint,
+            credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
             facts=call.facts,
             changes=granted.decision.changes,
@@ -553,13 +562,6 @@ def _is_same_caller(one: Principal, other: Principal) -> bool:
     return (
         one.issuer == other.issuer and one.subject == other.subject and one.tenant == other.tenant
     )
-
-
-def _sealed_credential(session: Session, provider: Provider) -> SealedCredential:
-    for credential in session.record.credentials:
-        if credential.provider == provider.name:
-            return credential
-    raise Refused("no_key_for_provider", f"The session holds no key for {provider.name!r}.")
 
 
 def _upstream_head(

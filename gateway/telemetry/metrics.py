@@ -209,6 +209,7 @@ _HELP = {
     "sessions_open": "Open sessions.",
     "policies_refused": "Whether changed policies were refused, so that older ones are in force.",
     "workers_ready": "Workers that serve.",
+    "kills_standing": "Kills that operators have placed and not lifted.",
 }
 
 
