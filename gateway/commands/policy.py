@@ -17,7 +17,9 @@ from typing import NoReturn
 import click
 
 from gateway.audit.keyfile import load_or_create_seed
-from gateway.bundles import NOTE, Folder, read_folder, sign_folder, signature_faults
+from gateway.bundles import NOTE, Folder, read_folder, sign_folder, signature_faults, test_faults
+from gateway.commands.pulling import PullFailed, put_in_place
+from gateway.commands.pulling import pull as pulled
 from gateway.commands.recorded import read_decisions, shadow_report
 from gateway.commands.reports import percent, to_json, to_junit, to_tree
 from gateway.config import (
@@ -373,3 +375,30 @@ def sign(bundle: Path, key_path: Path, name: str) -> None:
     signer = Signer(name, load_or_create_seed(key_path))
     (bundle / NOTE).write_text(sign_folder(read_folder(str(bundle)), signer), encoding="utf-8")
     click.echo(signer.vkey)
+
+
+@policy.command()
+@click.argument("url")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_CONFIG
+@click.option("--key", required=True, help="The verification key that has to have signed it.")
+@click.option("--ca-file", default="", help="Authorities instead of the system's.")
+def pull(url: str, folder: Path, config_path: Path | None, key: str, ca_file: str) -> None:
+    """Fetch a signed bundle, a tar archive, and put it in the place of FOLDER.
+
+    What is not signed by the key, does not compile, or fails its own tests changes nothing.
+    """
+    try:
+        found = pulled(url, key, ca_file=ca_file)
+    except PullFailed as error:
+        _fail([str(error)], Exit.FAILED)
+    config = _configuration(config_path) if config_path else None
+    policy_set = _compile(found, known_to(config) if config else _built_in())
+    try:
+        failed = list(test_faults(found, policy_set))
+    except DocumentError as error:
+        _fail(map(str, error.faults), Exit.POLICY)
+    if failed:
+        _fail(failed, Exit.TESTS)
+    put_in_place(found, folder)
+    click.echo(f"policy {policy_set.digest}: in {folder}")

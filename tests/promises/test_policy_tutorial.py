@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import main
+from policies.known import Known
+from policies.rules import load_policy_set
 from tests.conftest import KEY
 from tests.simulators.gateway import Gateway
 from tests.simulators.provider import Provider
@@ -19,6 +21,20 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/policy-tutorial.md").read_te
 _BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def _blocks(page: str) -> list[tuple[str, str, str]]:
+    """Return kind, file name and text of each block of code on a page."""
+    return [(found[1], found[2], found[3]) for found in _BLOCK.finditer(page)]
+
+
+def test_the_rules_of_the_readme_are_rules() -> None:
+    """What the first page shows of the language compiles."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    shown = [text for kind, _, text in _blocks(readme) if kind == "yaml" and "rules:" in text]
+    assert shown
+    for text in shown:
+        assert load_policy_set([("README", text)], Known.of(["openai"])).rules
+
+
 async def test_the_tutorial_works(
     provider: Provider,
     start_gateway: Callable[..., Gateway],
@@ -26,7 +42,7 @@ async def test_the_tutorial_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the denied call on, every step does what the page says, in its order."""
-    blocks = [(found[1], found[2], found[3]) for found in _BLOCK.finditer(PAGE)]
+    blocks = _blocks(PAGE)
     first = next(text for _, name, text in blocks if name)
     gateway = await asyncio.to_thread(
         start_gateway,
