@@ -16,6 +16,7 @@ from ssl import SSLError
 
 import msgspec
 
+from gateway.audit.durability import Durability
 from gateway.errors import GatewayError
 from gateway.hardening import Protection
 from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
@@ -103,9 +104,16 @@ class Policies(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the audit logs are written."""
+    """Where the audit logs are written, and what a call waits for.
+
+    `durability` is `strict`, `bounded` or `async` (`gateway.audit.recorder`); `wait` is how long, in
+    seconds, a call waits for a record.
+    """
 
     directory: str
+    replica: str = ""
+    durability: str = "strict"
+    wait: float = 2.0
 
 
 class Custody(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +165,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     logs: Logs
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this gateway's anchor log and deployment key."""
+        return f"{self.name}/{self.audit.replica}" if self.audit.replica else self.name
 
 
 _PASSED_ON = re.compile(
@@ -262,7 +275,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
         policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
-        audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
+        audit=_audit(audit, environment.get("VEKLOM_AUDIT_DIR") or directory),
         custody=_custody(top.section("custody")),
         sessions=_sessions(top.section("sessions")),
         limits=_limits(top.section("limits")),
@@ -270,7 +283,6 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         logs=_logs(top.section("logs")),
     )
     policies.finish()
-    audit.finish()
     top.finish()
     return Draft(path=path, config=config, faults=tuple(faults), places=paths.places)
 
@@ -383,6 +395,19 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
             private_addresses=private_addresses,
         )
     return providers
+
+
+def _audit(section: Section, directory: str) -> Audit:
+    audit = Audit(
+        directory=directory,
+        replica=section.string("replica", ""),
+        durability=section.choice("durability", list(Durability), Durability.STRICT),
+        wait=section.duration("wait", "2s"),
+    )
+    if audit.replica and not is_key_name(audit.replica):
+        section.fault("replica", "must not hold spaces or '+'")
+    section.finish()
+    return audit
 
 
 def _custody(section: Section) -> Custody:

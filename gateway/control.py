@@ -127,7 +127,7 @@ class Control:
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
         self._deposit_keys = DepositKeys(
             DepositKeyRing(boot.config.name),
-            load_signer(Path(boot.config.state_dir), boot.config.name),
+            load_signer(Path(boot.config.state_dir), boot.config.origin),
             self._clock,
         )
         self._journal = open_journal(boot, self._clock, loop)

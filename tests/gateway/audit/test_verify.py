@@ -13,17 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import cli
-from gateway.audit import journal as journal_module
+from gateway.audit import writer as writer_module
 from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.event import CallStart
-from gateway.audit.journal import Journal
 from gateway.audit.tree import Frontier
+from gateway.audit.trust import LogKeys
 from gateway.audit.verify import ExitCode, verify_path
-from gateway.clock import SystemClock
 from keys.signing import Signer
-from tests.gateway.audit.conftest import SIGNER, appended, ended, started
+from tests.gateway.audit.conftest import SIGNER, appended, ended, open_log, started
 
-MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "vkey")
+MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "delegation")
 
 
 def begun(call: str) -> CallStart:
@@ -35,13 +34,13 @@ def begun(call: str) -> CallStart:
     )  # fmt: skip
 
 
-async def _write(folder: Path) -> None:
-    loop = asyncio.get_running_loop()
-    journal = Journal.open(
-        folder, origin="test/log", signer=SIGNER, clock=SystemClock(),
-        loop=loop,
-    )  # fmt: skip
-    for call in ("c1", "c2"):
+DRAWN: list[LogKeys] = []
+"""The keys of the log that the tests spoil; its writer has forgotten them."""
+
+
+async def _write(folder: Path, drawn: list[LogKeys]) -> None:
+    journal = open_log(folder, drawn=drawn)
+    for call in (f"{folder.name}1", f"{folder.name}2"):
         await appended(journal, begun(call))
         await appended(journal, started())
         await appended(journal, ended(call))
@@ -53,9 +52,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed log of nine events in three segments with several checkpoints."""
     folder = tmp_path_factory.mktemp("written") / "log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "MAX_SEGMENT_BYTES", 900)
-        patch.setattr(journal_module, "CHECKPOINT_EVENTS", 3)
-        asyncio.run(_write(folder))
+        patch.setattr(writer_module, "MAX_SEGMENT_BYTES", 900)
+        patch.setattr(writer_module, "CHECKPOINT_EVENTS", 3)
+        asyncio.run(_write(folder, DRAWN))
     assert len(list((folder / "seg").iterdir())) > 2
     return folder
 
@@ -129,9 +128,8 @@ def test_what_is_left_of_a_log_is_found(
 ) -> None:
     """Whatever one or two parts of a log are left beside a whole one, they are found and not enough."""
     folder = tmp_path / "audit"
-    shutil.copytree(written, folder / "whole")
+    asyncio.run(_write(folder / "whole", []))
     shutil.copytree(written, folder / "robbed")
-    shutil.copy(written / "vkey", folder / "vkey")
     for part in set(MARKS) - set(left):
         found = folder / "robbed" / part
         shutil.rmtree(found) if found.is_dir() else found.unlink()
@@ -139,7 +137,7 @@ def test_what_is_left_of_a_log_is_found(
     whole, robbed = sorted(report.logs, key=lambda log: log.path != "whole")
     assert whole.exit_code is ExitCode.VERIFIED
     assert robbed.exit_code is not ExitCode.VERIFIED
-    if "seg" not in left and left != ("vkey",):
+    if "seg" not in left and left != ("delegation",):
         assert robbed.exit_code is ExitCode.TAMPERED
 
 
@@ -212,9 +210,9 @@ def test_two_logs_do_not_mix(written: Path, tmp_path: Path) -> None:
     """A log's event put at the same index of another log of the same key is found."""
     other = tmp_path / "log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "MAX_SEGMENT_BYTES", 900)
-        patch.setattr(journal_module, "CHECKPOINT_EVENTS", 3)
-        asyncio.run(_write(other))
+        patch.setattr(writer_module, "MAX_SEGMENT_BYTES", 900)
+        patch.setattr(writer_module, "CHECKPOINT_EVENTS", 3)
+        asyncio.run(_write(other, []))
     for path in files(written):
         if path.suffix == ".jsonl":
             shutil.copy(path, other / path.relative_to(written))
@@ -227,26 +225,31 @@ def _half_a_line(log: Path) -> None:
         file.write(b'{"v":1,"origin":"test/log","ts":"2026-01-01T00:00:00.0')
 
 
+def _published(note: str) -> str:
+    text = note.partition("\n\n")[0] + "\n"
+    return note + DRAWN[0].clock.cosign(text, 1_700_000_000)
+
+
 def _unsigned_seal(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines(keepends=True)
     (log / "checkpoints.jsonl").write_bytes(b"".join(lines[:-1]))
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _half_a_checkpoint(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines(keepends=True)
     (log / "checkpoints.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _checkpoint_behind(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines()
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _checkpoint_far_behind(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines()
-    (log / "checkpoint").write_text(json.loads(lines[0]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[0])))
 
 
 def _no_checkpoint_yet(log: Path) -> None:
