@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.audit.durability import Durability
 from gateway.audit.event import ProtectionsChecked
 from gateway.audit.journal import Journal, JournalPlace
+from gateway.audit.keeper import Keeper, Record
 from gateway.audit.keyfile import load_signer
-from gateway.audit.trust import LogKeys
+from gateway.audit.trust import LogKeys, Policy
 from gateway.clock import Clock
 from gateway.config import Config, ConfigurationError
 from gateway.hardening import ProtectionMissing, demand, harden, to_reasons
@@ -104,8 +106,32 @@ def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> J
         origin=f"{config.origin}/{boot.boot_id}/{writer}",
         draw_keys=draw_keys,
         calls=config.limits.connections,
+        durability=Durability(config.audit.durability),
     )
     return Journal.open(place, clock=clock, loop=loop)
+
+
+def keeper_of(boot: Boot, clock: Clock, record: Record) -> Keeper:
+    """Return the keeper of this gateway's logs.
+
+    Raises:
+        ConfigurationError: The witnesses' policy cannot be used.
+    """
+    config, audit = boot.config, boot.config.audit
+    policy = None
+    if audit.witnesses:
+        try:
+            policy = Policy.from_text(Path(audit.witnesses).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError((f"{audit.witnesses}: {error}",)) from None
+    return Keeper(
+        Path(audit.directory),
+        load_signer(Path(config.state_dir), config.origin),
+        clock,
+        record=record,
+        policy=policy,
+        keep_seconds=audit.keep,
+    )
 
 
 def take_signals(stop: Callable[[str], None]) -> None:

@@ -107,13 +107,16 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """Where the audit logs are written, and what a call waits for.
 
     `durability` is `strict`, `bounded` or `async` (`gateway.audit.recorder`); `wait` is how long, in
-    seconds, a call waits for a record.
+    seconds, a call waits for a record; `keep` is for how many seconds events are kept, 0 for ever;
+    `witnesses` is a C2SP tlog-policy file.
     """
 
     directory: str
     replica: str = ""
     durability: str = "strict"
     wait: float = 2.0
+    keep: float = 0.0
+    witnesses: str = ""
 
 
 class Custody(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,7 +278,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
         policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
-        audit=_audit(audit, environment.get("VEKLOM_AUDIT_DIR") or directory),
+        audit=_audit(audit, environment.get("VEKLOM_AUDIT_DIR") or directory, paths),
         custody=_custody(top.section("custody")),
         sessions=_sessions(top.section("sessions")),
         limits=_limits(top.section("limits")),
@@ -397,12 +400,14 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
     return providers
 
 
-def _audit(section: Section, directory: str) -> Audit:
+def _audit(section: Section, directory: str, paths: _Paths) -> Audit:
     audit = Audit(
         directory=directory,
         replica=section.string("replica", ""),
         durability=section.choice("durability", list(Durability), Durability.STRICT),
         wait=section.duration("wait", "2s"),
+        keep=section.duration("keep", "0s"),
+        witnesses=paths.read(section, "witnesses"),
     )
     if audit.replica and not is_key_name(audit.replica):
         section.fault("replica", "must not hold spaces or '+'")

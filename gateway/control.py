@@ -41,6 +41,7 @@ from gateway.boot import (
     Boot,
     Protections,
     issuers_of,
+    keeper_of,
     open_journal,
     policy_set_of,
     protections_event,
@@ -131,6 +132,7 @@ class Control:
             self._clock,
         )
         self._journal = open_journal(boot, self._clock, loop)
+        self._keeper = keeper_of(boot, self._clock, self._record)
         self._ledger = SessionLedger(
             fleet=self._workers,
             tokens=self._tokens,
@@ -168,6 +170,9 @@ class Control:
         sweeper = asyncio.get_running_loop().create_task(self._sweep())
         # Without the sweep sessions would outlive their time: its death is this process's.
         sweeper.add_done_callback(self._on_sweep_ended)
+        keeping = asyncio.get_running_loop().create_task(self._keeper.run())
+        # Without its keeper logs would go unnamed: its death is this process's.
+        keeping.add_done_callback(self._on_sweep_ended)
         self._leash.tell_serving()
         reason = await self._stopped
         if reason == "replaced":
@@ -180,8 +185,9 @@ class Control:
         if reason == "shutdown":
             # Workers drain on the same signal; what they still ask for is answered until they end.
             await self._wait_for_workers()
-        sweeper.cancel()
-        await asyncio.gather(sweeper, return_exceptions=True)
+        for task in (sweeper, keeping):
+            task.cancel()
+        await asyncio.gather(sweeper, keeping, return_exceptions=True)
         for runner in runners:
             await runner.cleanup()
         if reason in {"shutdown", "supervisor_lost"}:
@@ -193,6 +199,7 @@ class Control:
         except AuditUnavailable:
             reason = "audit_unavailable"
         self._journal.close()
+        self._keeper.conclude()
         return 0 if reason in {"shutdown", "replaced"} else 1
 
     async def _serve(self) -> list[web.AppRunner]:
@@ -362,7 +369,11 @@ class Control:
                 durable.set_exception(error)
 
         self._journal.append(event, on_durable)
-        await durable
+        try:
+            async with asyncio.timeout(self._boot.config.audit.wait):
+                await durable
+        except TimeoutError:
+            raise AuditUnavailable("the disk is too slow") from None
 
     # --- identity ---
 
@@ -454,6 +465,7 @@ class Control:
             for session_id, reason in self._ledger.due():
                 await self._close(session_id, reason)
             self._deposit_keys.forget_expired()
+            self._journal.renew()
             self._record_counted()
 
     def _record_counted(self) -> None:

@@ -74,7 +74,7 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
-        "principal", "reservation", "route", "secret", "session", "statuses",
+        "position", "principal", "reservation", "route", "secret", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -92,6 +92,14 @@ class _Call:
         self.decision: Decision | None = None
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
+        self.position = ""
+
+    def headers(self) -> list[Header]:
+        """Return what every answer about this call says: which it is, and where it is on record."""
+        fields = [(b"x-veklom-call", self.call_id.encode())]
+        if self.position:
+            fields.append((b"x-veklom-receipt", self.position.encode()))
+        return [*fields, *rate_limit_headers(self.statuses)]
 
 
 class _Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +159,9 @@ class Execution:
         try:
             granted = yield from self._admit(call, head)
             start = self._start_event(call, granted)
-            yield Record(start)  # from here on a crash leaves a call without an end: `unclosed`
+            call.position = yield Record(
+                start
+            )  # from here on a crash leaves a call without an end: `unclosed`
         except Refused as refusal:
             yield from self._refuse(call, refusal)
             return
@@ -317,7 +327,6 @@ class Execution:
             if rewritten is not None:
                 call.body = rewritten
                 asks = True
-        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
         provider, secret = granted.route.provider, call.secret
         session_id = granted.session.record.session_id
 
@@ -328,7 +337,7 @@ class Execution:
             route=granted.route,
             asked=granted.asked,
             credential_bytes=granted.credential_bytes,
-            extra_headers=extra,
+            extra_headers=call.headers(),
             blot=blot,
             removes_usage_event=asks,
         )
@@ -392,7 +401,7 @@ class Execution:
             if event.is_anonymous and not self._refusals.spend():
                 self._refusals.count(problem.code)
             else:
-                yield Record(event)
+                call.position = yield Record(event)
         except AuditUnavailable:
             # A denial stays a denial; what cannot be recorded on its own may yet be counted.
             self._metrics.observe_unrecorded_denial()
@@ -402,9 +411,7 @@ class Execution:
 
     def _answer(self, call: _Call, refusal: Refused) -> Answer:
         problem = problem_from(refusal, decision_id=call.call_id)
-        headers: list[Header] = [(b"x-veklom-call", call.call_id.encode())]
-        headers += rate_limit_headers(call.statuses)
-        return Answer(problem, call.dialect, headers)
+        return Answer(problem, call.dialect, call.headers())
 
     # what is written down
 

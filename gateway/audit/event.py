@@ -256,6 +256,7 @@ class LogOpened(Event, frozen=True, kw_only=True, tag="log.opened"):
 
     vkey: str
     clock: str
+    durability: str
 
 
 class LogSealed(Event, frozen=True, kw_only=True, tag="log.sealed"):
@@ -287,7 +288,6 @@ class LogRecovered(Event, frozen=True, kw_only=True, tag="log.recovered"):
     size: int
     root: str
     torn: int
-    unclosed: int
 
 
 class LogAnchored(Event, frozen=True, kw_only=True, tag="log.anchored"):
@@ -299,6 +299,15 @@ class LogAnchored(Event, frozen=True, kw_only=True, tag="log.anchored"):
     log: str
     size: int
     note: str
+
+
+class AnchorChecked(Event, frozen=True, kw_only=True, tag="anchor.checked"):
+    """Whether the anchor goes on, and a quorum of the configured witnesses sees it; recorded when that
+    changes.
+    """  # noqa: D205 - one sentence
+
+    is_whole: bool
+    reason: str
 
 
 class LogRedacted(Event, frozen=True, kw_only=True, tag="log.redacted"):

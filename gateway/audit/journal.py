@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from gateway.audit.durability import Durability
 from gateway.audit.envelope import Envelope
 from gateway.audit.event import Event, LogGap, LogOpened, LogSealed
 from gateway.audit.trust import LogKeys
@@ -73,6 +74,7 @@ class JournalPlace:
     origin: str
     draw_keys: Callable[[str], LogKeys]
     calls: int = 0
+    durability: Durability = Durability.STRICT
 
 
 class Journal:
@@ -148,13 +150,16 @@ class Journal:
                 reason=before.failure.args[0],
             )
         )  # fmt: skip
-        log.warning("audit.renewed", path=str(directory), lost=before.lost)
+        log.warning("audit.renewed", path=str(directory), count=before.lost)
         return True
 
     def _begin(self, new: "_Log") -> None:
         self._log = new
         keys = new.keys
-        new.append(LogOpened(vkey=keys.log.vkey, clock=keys.clock.vkey), None)
+        opened = LogOpened(
+            vkey=keys.log.vkey, clock=keys.clock.vkey, durability=self._place.durability
+        )
+        new.append(opened, None)
         new.start()
 
     def close(self) -> None:

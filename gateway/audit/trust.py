@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-from keys.signing import Cosigner, CosignatureVerifier, Signer, Verifier
+from keys.signing import CosignatureVerifier, Cosigner, Signer, Verifier
 
 DELEGATION: Final = "# veklom.log.v1"
 """First line of a delegation: what is signed for one purpose is not taken for another."""

@@ -211,12 +211,19 @@ class _Run:
             log.gaps += tail.gaps
         else:
             root = base64.b64encode(tail.root).decode()
-            if (found.size, found.root, found.torn) != (log.events, root, tail.torn):
+            torn = tail.torn if log.pruned < log.events else found.torn
+            if (found.size, found.root, found.torn) != (log.events, root, torn):
                 log.findings.append(
                     f"{found.size} events were found when its writer had died, with another end"
                 )
             return
-        if not log.is_sealed and log.origin and log.signed_at < self._trust.not_before:
+        is_over = log.is_sealed or 0 < log.pruned == log.events
+        if (
+            not is_over
+            and log.path != ANCHOR
+            and log.origin
+            and log.signed_at < self._trust.not_before
+        ):
             log.gaps.append("it is too long since the log was last signed")
 
 
@@ -334,8 +341,8 @@ class _LogCheck:
             parts = Note.from_text(note)
             if keys is not None:
                 report.signed_at = keys.clock.time_of(note)
-                if len(parts.lines) != 2:
-                    raise BadSignature("not signed by the log and its clock alone")
+            if len(parts.lines) != (1 if keys is None else 2):
+                raise BadSignature("signed by others than the log and its clock")
         except (BadSignature, UnicodeDecodeError) as error:
             report.findings.append(f"checkpoint: {error}")
             return
@@ -371,7 +378,7 @@ class _LogCheck:
                 if tree.root() != claim.root:
                     self._contradicted("you hold", trusted, last[1] if last else "")
                     return
-            elif segments and segments[0][0] and pruned is not None:
+            elif pruned is not None and not (segments and segments[0][0] == 0):
                 roots = [base64.b64decode(each) for each in pruned.frontier]
                 tree = Frontier(pruned.size, roots)
                 report.pruned = pruned.size

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from gateway.audit.checkpoint import Checkpoint
+from gateway.audit.files import Damaged, LogFiles
 from gateway.audit.room import NO_ROOM, allocate
 from gateway.audit.tiles import WIDTH, tile_path
-from gateway.audit.tree import Frontier, leaf_hash
+from gateway.audit.tree import EMPTY_ROOT, Frontier, leaf_hash
 
 CHECKPOINT_EVENTS: Final = 256
 CHECKPOINT_SECONDS: Final = 1.0
@@ -109,15 +110,47 @@ class LogWriter:
             OSError: It cannot be made.
         """
         (directory / "seg").mkdir(mode=0o700, parents=True)
-        with (directory / "delegation").open("x", encoding="utf-8") as file:
-            file.write(delegation)
-            file.flush()
-            os.fsync(file.fileno())
+        if delegation:
+            with (directory / "delegation").open("x", encoding="utf-8") as file:
+                file.write(delegation)
+                file.flush()
+                os.fsync(file.fileno())
         writer = cls(
             directory, origin, sign,
             stamp=stamp, reserve_bytes=reserve_bytes, frontier=Frontier(), leaves=[], nodes={},
         )  # fmt: skip
         writer._begin_segment()
+        return writer
+
+    @classmethod
+    def resume(cls, directory: Path, origin: str, sign: Sign) -> Self:
+        """Go on with a log that was closed, or whose writer died.
+
+        Raises:
+            Damaged: It is not what was signed last.
+            BlockingIOError: Somebody else writes to it.
+            OSError: It cannot be read or written.
+        """
+        files = LogFiles(directory)
+        first, segment = files.segments()[-1]
+        size = first + _cut_torn(segment)
+        _cut_torn(directory / "checkpoints.jsonl")
+        notes = files.notes()
+        signed = Checkpoint.claimed_by(notes[-1]) if notes else Checkpoint(origin, 0, EMPTY_ROOT)
+        if signed.size > size or Frontier.at(signed.size, files.node).root() != signed.root:
+            raise Damaged(f"the first {signed.size} events are not those that were signed")
+        writer = cls(
+            directory, origin, sign,
+            stamp=lambda _: "", reserve_bytes=0, frontier=Frontier.at(size, files.node),
+            leaves=[files.node(0, at) for at in range(size - size % WIDTH, size)],
+            nodes={
+                row: [files.node(8 * row, at) for at in range(whole - whole % WIDTH, whole)]
+                for row in range(1, 8) if (whole := size >> 8 * row)
+            },
+        )  # fmt: skip
+        writer.checkpoints = len(notes)
+        writer._signed_size = signed.size
+        writer._begin_segment(segment)
         return writer
 
     # --- writing ---
@@ -248,11 +281,12 @@ class LogWriter:
 
     # --- segments and room ---
 
-    def _begin_segment(self) -> None:
-        path = self.path / "seg" / f"{self._tree.size:020}.jsonl"
-        self._fd = _open(path, is_new=True)
+    def _begin_segment(self, existing: Path | None = None) -> None:
+        path = existing or self.path / "seg" / f"{self._tree.size:020}.jsonl"
+        self._fd = _open(path, is_new=existing is None)
         self._segment = path
-        self._segment_bytes = self._room = 0
+        self._segment_bytes = os.fstat(self._fd).st_size
+        self._room = 0
         # A crash before the folder is synced loses an empty file, never an acknowledged event.
         os.fsync(self._segments)
         os.fsync(self._lock)
@@ -304,6 +338,14 @@ class LogWriter:
         if self._unpublished:
             self._publish(self._unpublished)  # now there are descriptors
         os.close(self._lock)
+
+
+def _cut_torn(path: Path) -> int:
+    """Cut off a last line that was never acknowledged; return how many whole ones there are."""
+    with path.open("r+b") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+    return data.count(b"\n")
 
 
 def _open(path: Path, *, is_new: bool = False) -> int:
