@@ -56,6 +56,7 @@ class _Line(msgspec.Struct, gc=False):
     checkpoints: int = 0
     total: int = 0
     lost: int = 0
+    durable: int = 0
     log: str = ""
     size: int = 0
     root: str = ""
@@ -89,6 +90,7 @@ class _Said:
     recovered: dict[str, _Line] = field(default_factory=dict)
     redacted: dict[str, set[int]] = field(default_factory=dict)
     pruned: dict[str, _Line] = field(default_factory=dict)
+    durable: dict[str, int] = field(default_factory=dict)
     open_calls: set[str] = field(default_factory=set)
     unbegun: dict[str, str] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
@@ -206,6 +208,9 @@ class _Run:
 
     def _conclude_log(self, log: LogReport) -> None:
         tail = self._tails[log.origin or log.path]
+        durable = self._said.durable.get(log.origin, 0)
+        if log.events < durable and not log.findings:
+            log.findings.append(f"{durable} events were on the disk, {log.events} are there")
         found = self._said.recovered.get(log.origin)
         if found is None:
             log.gaps += tail.gaps
@@ -554,6 +559,7 @@ class _Tally:
                 self.sealed_checkpoints = line.checkpoints
             case "log.gap":
                 self._report.lost += line.lost
+                said.durable[line.log] = max(line.durable, said.durable.get(line.log, 0))
             case "log.recovered":
                 said.recovered[line.log] = line
             case "log.anchored":
