@@ -12,7 +12,7 @@ demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
-	command -v curl >/dev/null || { apt-get update && apt-get install -y curl; }
+	command -v curl >/dev/null && command -v gcore >/dev/null || { apt-get update && apt-get install -y curl gdb; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok

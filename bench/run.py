@@ -1,6 +1,7 @@
 """CPU per call of the gateway and of nginx forwarding the same call, from one run.
 
     make bench            needs Debian's wrk and nginx-light
+    .venv/bin/python bench/run.py --custody    also beside a gateway without custody
 
 The forwarder under test runs on core 0; the upstream (nginx, refusing any call without the
 provider's key) and the load (wrk) run on core 1. Rounds are interleaved, each figure is the median
@@ -110,8 +111,14 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def running(core: int, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["taskset", "-c", str(core), *command], stdout=subprocess.DEVNULL)
+def running(
+    core: int, *command: str, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        ["taskset", "-c", str(core), *command],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+    )
     try:
         yield process
     finally:
@@ -125,6 +132,36 @@ def nginx(core: int, folder: Path, name: str, body: str) -> Iterator[subprocess.
     path.write_text(NGINX.format(dir=folder, name=name, body=body))
     with running(core, "nginx", "-p", str(folder), "-c", str(path)) as process:
         yield process
+
+
+@contextlib.contextmanager
+def veklom(
+    folder: Path, upstream: int, size: int, environment: dict[str, str] | None = None
+) -> Iterator[tuple[int, str, Path]]:
+    """Start a gateway with an open session; yield its pid, where calls go, and wrk's script."""
+    ports = {who: free_port() for who in ("proxy", "sessions", "admin")}
+    (folder / "policies").mkdir(parents=True)
+    (folder / "policies" / "bench.yaml").write_text(POLICY)
+    config = folder / "config.yaml"
+    config.write_text(
+        CONFIG.format(
+            state=folder / "state",
+            audit=folder / "audit",
+            policies=folder / "policies",
+            upstream=upstream,
+            **ports,
+        )
+    )
+    program = str(Path(sys.executable).with_name("veklom"))
+    command = (program, "serve", "--dev", "--config", str(config))
+    with running(0, *command, environment=environment) as gateway:
+        for port in ports.values():
+            wait_for(port)
+        sessions = f"http://127.0.0.1:{ports['sessions']}"
+        identity = post(f"{sessions}/dev/token", {"subject": "bench", "tenant": "bench"})["token"]
+        opened = post(f"{sessions}/v1/sessions", {"keys": {"bench": KEY}}, str(identity))
+        url = f"http://127.0.0.1:{ports['proxy']}/bench/v1/chat/completions"
+        yield gateway.pid, url, script(folder, "calls", str(opened["token"]), size)
 
 
 def post(url: str, body: dict[str, object], token: str = "") -> dict[str, object]:
@@ -167,13 +204,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--size", type=int, default=1024, help="bytes of the request body")
+    parser.add_argument("--custody", action="store_true", help="also beside one without custody")
     arguments = parser.parse_args()
     for tool in ("wrk", "nginx", "taskset"):
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is missing: apt-get install wrk nginx-light util-linux")
     with tempfile.TemporaryDirectory(prefix="veklom-bench-") as name, contextlib.ExitStack() as run:
         folder = Path(name)
-        ports = {who: free_port() for who in ("upstream", "nginx", "proxy", "sessions", "admin")}
+        ports = {who: free_port() for who in ("upstream", "nginx")}
         reply = json.dumps(
             {
                 "id": "chatcmpl-1", "object": "chat.completion", "model": "gpt-5.6",
@@ -200,37 +238,22 @@ def main() -> None:
     }}
   }}"""
         proxy = run.enter_context(nginx(0, folder, "forward", forward))
-        (folder / "policies").mkdir()
-        (folder / "policies" / "bench.yaml").write_text(POLICY)
-        config = folder / "config.yaml"
-        config.write_text(
-            CONFIG.format(
-                state=folder / "state",
-                audit=folder / "audit",
-                policies=folder / "policies",
-                **ports,
-            )
-        )
-        veklom = str(Path(sys.executable).with_name("veklom"))
-        gateway = run.enter_context(running(0, veklom, "serve", "--dev", "--config", str(config)))
         for port in ports.values():
             wait_for(port)
-        sessions = f"http://127.0.0.1:{ports['sessions']}"
-        identity = post(f"{sessions}/dev/token", {"subject": "bench", "tenant": "bench"})["token"]
-        opened = post(f"{sessions}/v1/sessions", {"keys": {"bench": KEY}}, str(identity))
-        token = str(opened["token"])
         targets = {
             "nginx": (
                 proxy.pid,
                 f"http://127.0.0.1:{ports['nginx']}/v1/chat/completions",
-                script(folder, "nginx", token, arguments.size),
-            ),
-            "veklom": (
-                gateway.pid,
-                f"http://127.0.0.1:{ports['proxy']}/bench/v1/chat/completions",
-                script(folder, "veklom", token, arguments.size),
-            ),
+                script(folder, "nginx", "none", arguments.size),
+            )
         }
+        gateways: dict[str, dict[str, str]] = {"veklom": {}}
+        if arguments.custody:
+            gateways["without"] = {"PYTHONPATH": str(Path(__file__).parent / "without_custody")}
+        for who, environment in gateways.items():
+            targets[who] = run.enter_context(
+                veklom(folder / who, ports["upstream"], arguments.size, environment)
+            )
         measure(targets, arguments.rounds, arguments.seconds)
 
 
@@ -257,10 +280,13 @@ def measure(targets: dict[str, tuple[int, str, Path]], rounds: int, seconds: int
                 f"  [{min(values):.4f} .. {max(values):.4f}]"
                 f"   {statistics.median(rates[name]):8.0f} calls/s"
             )
-        ratio = [b / a for a, b in zip(figures["nginx"], figures["veklom"], strict=True)]
-        print(
-            f"  ratio veklom / nginx: {statistics.median(ratio):.2f}  [{min(ratio):.2f} .. {max(ratio):.2f}]"
-        )
+        for one, other in (("veklom", "nginx"), ("veklom", "without")):
+            if other in figures:
+                ratio = [a / b for a, b in zip(figures[one], figures[other], strict=True)]
+                print(
+                    f"  ratio {one} / {other}: {statistics.median(ratio):.2f}"
+                    f"  [{min(ratio):.2f} .. {max(ratio):.2f}]"
+                )
 
 
 if __name__ == "__main__":

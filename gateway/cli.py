@@ -106,10 +106,13 @@ def token() -> None:
 @click.option("--subject", default="dev", show_default=True, help="Who the token speaks for.")
 @click.option("--tenant", default="dev", show_default=True, help="The tenant it names.")
 @click.option("--role", "roles", multiple=True, help="A role; may be given more than once.")
+@click.option("--amr", multiple=True, help="How they authenticated, such as mfa; repeatable.")
 @click.option("--ttl", default=3600, show_default=True, help="Its life in seconds.")
-def dev(sessions: str, subject: str, tenant: str, roles: tuple[str, ...], ttl: int) -> None:
+def dev(  # noqa: PLR0913, PLR0917 - one argument for each option
+    sessions: str, subject: str, tenant: str, roles: tuple[str, ...], amr: tuple[str, ...], ttl: int
+) -> None:
     """Print an identity token of a gateway that runs with --dev."""
-    body = {"subject": subject, "tenant": tenant, "roles": list(roles), "ttl_seconds": ttl}
+    body = {"subject": subject, "tenant": tenant, "roles": roles, "amr": amr, "ttl_seconds": ttl}
     request = urllib.request.Request(  # noqa: S310 - the scheme is checked below
         f"{sessions}/dev/token", json.dumps(body).encode(), {"content-type": "application/json"}
     )

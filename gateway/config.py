@@ -8,7 +8,7 @@ lie (`VEKLOM_CONFIG`, `VEKLOM_STATE_DIR`, `VEKLOM_AUDIT_DIR`), never what they a
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,6 +24,7 @@ from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
 from keys.signing import is_key_name
 from policies.document import DocumentError, Fault, Section, read_document
+from policies.roles import ROLES, SECOND_FACTORS, Grant, StepUp
 
 BUNDLE = Path(__file__).resolve().parent.parent / "policies" / "bundle"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -67,6 +68,7 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True):
     default_ttl: float
     max_ttl: float
     idle: float
+    overlap: float
     per_subject: int
     total: int
 
@@ -134,6 +136,13 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
 _USUALLY_REQUIRED = (Protection.NO_SWAP, Protection.NO_KEY_LOG, Protection.NO_DEBUG)
 
 
+class Admin(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may operate the gateway, and what counts as a fresh proof that it is they."""
+
+    grants: tuple[Grant, ...]
+    step_up: StepUp
+
+
 class Logs(msgspec.Struct, frozen=True, kw_only=True):
     """How the operational log is written: `json` or `console`, from this level up."""
 
@@ -159,6 +168,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     listeners: Listeners
     issuers: tuple[Issuer, ...]
+    admin: Admin
     jwks: tuple[JwksSource, ...]
     providers: dict[str, ProviderConfig]
     policies: Policies
@@ -275,6 +285,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         workers=top.integer("workers", 1, low=1, high=256),
         listeners=_listeners(top.section("listeners"), paths),
         issuers=issuers,
+        admin=_admin(top.section("admin"), {issuer.issuer for issuer in issuers}),
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
         policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
@@ -366,6 +377,31 @@ def _issuers(top: Section, paths: _Paths) -> tuple[tuple[Issuer, ...], tuple[Jwk
     return tuple(issuers.values()), tuple(sources)
 
 
+def _admin(section: Section, issuers: Container[str]) -> Admin:
+    grants = []
+    for inner in section.sections("grants"):
+        issuer = inner.string("issuer")
+        if issuer not in issuers:
+            inner.fault("issuer", "is none of the configured issuers")
+        grants.append(
+            Grant(
+                issuer=issuer,
+                role=inner.string("role"),
+                grants=inner.choice("grants", list(ROLES)),
+            )
+        )
+        inner.finish()
+    inner = section.section("step_up")
+    step_up = StepUp(
+        max_age_seconds=int(inner.duration("max_age", "15m")),
+        amr=inner.strings("amr", SECOND_FACTORS),
+        acr=inner.strings("acr"),
+    )
+    inner.finish()
+    section.finish()
+    return Admin(grants=tuple(grants), step_up=step_up)
+
+
 def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
     providers = {}
     for name in section.keys():  # noqa: SIM118 - a section is no dict
@@ -429,11 +465,14 @@ def _sessions(section: Section) -> Sessions:
         default_ttl=section.duration("default_ttl", "8h"),
         max_ttl=section.duration("max_ttl", "24h"),
         idle=section.duration("idle", "30m"),
+        overlap=section.duration("overlap", "10m"),
         per_subject=section.integer("per_subject", 16, low=1),
         total=section.integer("total", 100_000, low=1),
     )
     if sessions.default_ttl > sessions.max_ttl:
         section.fault("default_ttl", "must not exceed max_ttl")
+    if sessions.overlap > 3600:
+        section.fault("overlap", "must not exceed 1h")
     section.finish()
     return sessions
 

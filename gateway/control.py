@@ -23,12 +23,15 @@ from aiohttp import web
 import gateway
 from gateway.api.admin import admin_app
 from gateway.api.deposit_keys import DepositKeys
+from gateway.api.kills import FILE_NAME, KillFile, KillSwitch
 from gateway.api.ledger import Entry, SessionLedger
+from gateway.api.operators import Operators
 from gateway.api.quiet import serve
 from gateway.api.sessions import SessionsApi
 from gateway.audit.event import (
     ConfigurationLoaded,
     Event,
+    KillsStanding,
     PolicyLoaded,
     ProcessStarted,
     ProcessStopped,
@@ -51,7 +54,7 @@ from gateway.boot import (
 from gateway.clock import SystemClock
 from gateway.config import ConfigurationError, providers_from
 from gateway.errors import Refused
-from gateway.identity.dev_issuer import ISSUER, DevelopmentIssuer
+from gateway.identity.dev_issuer import DEVELOPMENT_GRANTS, ISSUER, DevelopmentIssuer
 from gateway.identity.jwks import JwksCache
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
@@ -64,6 +67,7 @@ from gateway.relay import (
     Hello,
     IssuerAbsent,
     IssuerKeys,
+    LetStand,
     Link,
     Message,
     PutSession,
@@ -84,6 +88,7 @@ from gateway.tls import server_context
 from gateway.workers import ACK_SECONDS, Workers
 from keys.boot_secrets import BootSecrets
 from keys.hpke import DepositKeyRing
+from policies.kills import KillTable
 from policies.request import Principal
 
 SWEEP_SECONDS = 1.0
@@ -133,11 +138,17 @@ class Control:
         )
         self._journal = open_journal(boot, self._clock, loop)
         self._keeper = keeper_of(boot, self._clock, self._record)
+        self._kill_file = KillFile(Path(boot.config.state_dir) / FILE_NAME)
+        try:
+            self._kills = KillTable(self._kill_file.read())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError((f"kills: {error}",)) from None
         self._ledger = SessionLedger(
             fleet=self._workers,
             tokens=self._tokens,
             record=self._record,
             fingerprint_key=load_or_create_seed(Path(boot.config.state_dir) / "fingerprint.key"),
+            kills=self._kills,
             limits=boot.config.sessions,
             clock=self._clock,
         )
@@ -164,6 +175,9 @@ class Control:
             await self._record(protections_event(role, protections))
         files = tuple(source.path for source in boot.policies)
         await self._record(PolicyLoaded(digest=policy_set_of(boot).digest, files=files))
+        if len(self._kills):
+            standing = tuple(kill.kill_id for kill in self._kills.standing())
+            await self._record(KillsStanding(kills=standing))
         await self._take_over()
         await self._jwks.start()
         runners = await self._serve()
@@ -218,6 +232,29 @@ class Control:
             deposit_keys=self._deposit_keys,
             is_draining=self._is_ending,
         )
+        operators = Operators(
+            verify_identity=self._verify_identity,
+            grants=(*boot.config.admin.grants, *(DEVELOPMENT_GRANTS if boot.is_dev else ())),
+            step_up=boot.config.admin.step_up,
+            record=self._record,
+            refusals=self._refusals,
+            clock=self._clock,
+        )
+        kill_switch = KillSwitch(
+            table=self._kills,
+            file=self._kill_file,
+            fleet=self._workers,
+            ledger=self._ledger,
+            record=self._record,
+            clock=self._clock,
+        )
+        admin = admin_app(
+            checks=self._checks,
+            metrics=self._metrics,
+            protections=self._protections,
+            operators=operators,
+            kills=kill_switch,
+        )
         try:
             contexts = server_context(listeners.sessions), server_context(listeners.admin)
         except OSError as error:
@@ -226,7 +263,7 @@ class Control:
             await serve(app, socket.socket(fileno=boot.listeners[name]), context)
             for name, app, context in (
                 ("sessions", api.app(), contexts[0]),
-                ("admin", admin_app(self._checks, self._metrics, self._protections), contexts[1]),
+                ("admin", admin, contexts[1]),
             )
         ]
 
@@ -315,6 +352,9 @@ class Control:
             await self._close(held.record.session_id, "half_open")
         for held in takeover.adopted:
             self._adopt(held)
+        for kill in self._kills.standing():
+            # Placed by a control process that died before it had ended all that the kill hits.
+            await self._ledger.close_killed(kill)
         if elders:
             log.info("control.took_over", sessions=len(takeover.adopted), workers=len(elders))
             await self._record(SessionsAdopted(sessions=len(takeover.adopted)))
@@ -334,11 +374,12 @@ class Control:
         self._workers.add(link)
         link.send(SessionKey(public_key=self._tokens.public_key))
         entries = {entry.record.session_id: entry for entry in self._ledger.entries()}
-        holds = {held.record.session_id: held.record.generation for held in newcomer.held}
+        holds = {held.record.session_id: held.record.revision for held in newcomer.held}
+        link.send(LetStand(n=UNASKED, kills=self._kills.standing()))
         for session_id in holds.keys() - entries.keys():
             link.send(DropSession(n=UNASKED, session_id=session_id, reason="half_open"))
         for session_id, entry in entries.items():
-            if holds.get(session_id) != entry.record.generation:
+            if holds.get(session_id) != entry.record.revision:
                 link.send(
                     PutSession(
                         n=UNASKED,
@@ -497,6 +538,7 @@ class Control:
         gauges = {
             "sessions_open": float(len(self._ledger)),
             "workers_ready": float(self._workers.ready),
+            "kills_standing": float(len(self._kills)),
         }
         return await asyncio.to_thread(render, snapshots, gauges, self._protections, self._restarts)
 

@@ -31,10 +31,11 @@ class Refused(GatewayError):
     """The call is refused for the reason `code`; `gateway.problems` turns it into an answer.
 
     `message` may be shown to the caller: it never holds a credential, a header value or a body.
-    `retry_after_seconds` is None where waiting will not help.
+    `retry_after_seconds` is None where waiting will not help; `challenge` is a `WWW-Authenticate` other
+    than the usual one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything that a problem needs
         self,
         code: str,
         message: str,
@@ -42,6 +43,7 @@ class Refused(GatewayError):
         retry_after_seconds: float | None = None,
         rules: tuple[str, ...] = (),
         limit: str = "",
+        challenge: str = "",
     ) -> None:
         """Name the reason and what the caller may read about it."""
         super().__init__(code, message)
@@ -50,3 +52,4 @@ class Refused(GatewayError):
         self.retry_after_seconds = retry_after_seconds
         self.rules = rules
         self.limit = limit
+        self.challenge = challenge

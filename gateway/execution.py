@@ -29,7 +29,7 @@ from gateway.audit.refusals import RefusalBudget
 from gateway.clock import Clock
 from gateway.errors import Fault, Refused
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
-from gateway.identity.sessions import Session, SessionTable
+from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
 from gateway.limits.headers import rate_limit_headers
@@ -57,11 +57,10 @@ from gateway.story import (
     Story,
 )
 from gateway.telemetry.metrics import CallMetrics
-from keys.envelope import OVERHEAD_BYTES
 from keys.region import Slot
-from keys.session import SealedCredential
 from policies.decision import Decision, Verdict
 from policies.engine import decide
+from policies.kills import KillTable
 from policies.quota import QuotaStatus
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
@@ -74,7 +73,7 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
-        "position", "principal", "reservation", "route", "secret", "session", "statuses",
+        "position", "principal", "reservation", "route", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -85,7 +84,6 @@ class _Call:
         self.route: Route | None = None
         self.principal: Principal | None = None
         self.session: Session | None = None
-        self.secret = b""
         self.asked: ModelCall | None = None
         self.body: bytes | None = None
         self.inspect: MultipartScanner | None = None
@@ -111,8 +109,7 @@ class _Granted(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     asked: ModelCall
     decision: Decision
-    fingerprint: str
-    credential_bytes: int
+    lease: KeyLease
 
 
 # --- the story -----------------------------------------------------------------------------------
@@ -137,6 +134,7 @@ class Execution:
         sessions: SessionTable,
         policy_set: PolicySet,
         limiter: MemoryLimiter,
+        kills: KillTable,
         limits: BodyLimits,
         metrics: CallMetrics,
         refusals: RefusalBudget,
@@ -148,6 +146,7 @@ class Execution:
         self._sessions = sessions
         self._policy_set = policy_set
         self._limiter = limiter
+        self._kills = kills
         self._limits = limits
         self._metrics = metrics
         self._refusals = refusals
@@ -184,8 +183,10 @@ class Execution:
 
     def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
         route = self._find_route(call, head)
-        session = yield from self._identify(call, head)
-        sealed = _sealed_credential(session, route.provider)
+        session, secret = yield from self._identify(call, head)
+        provider = route.provider
+        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
+        self._refuse_killed(session, lease, provider)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
         request = AccessRequest(
@@ -211,13 +212,12 @@ class Execution:
         call.statuses = admission.statuses
         return _Granted(
             route=route,
-            dialect=route.provider.dialect,
+            dialect=provider.dialect,
             principal=principal,
             session=session,
             asked=asked,
             decision=decision,
-            fingerprint=sealed.fingerprint,
-            credential_bytes=len(sealed.sealed) - OVERHEAD_BYTES,
+            lease=lease,
         )
 
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
@@ -237,7 +237,16 @@ class Execution:
             raise Refused("credential_in_url", "Send the session token in a header, not the URL.")
         return route
 
-    def _identify(self, call: _Call, head: RequestHead) -> Generator[Command, Any, Session]:
+    def _refuse_killed(self, session: Session, lease: KeyLease, provider: Provider) -> None:
+        kill = self._kills.find(
+            session.principal, session.record.session_id, lease.fingerprint, provider.name
+        )
+        if kill is not None:
+            raise Refused("killed", f"An operator stopped this (kill {kill.kill_id}).")
+
+    def _identify(
+        self, call: _Call, head: RequestHead
+    ) -> Generator[Command, Any, tuple[Session, bytes]]:
         presented = find_credentials(head.headers)
         now = self._clock.now()
         if presented.identity_token is not None:
@@ -255,9 +264,8 @@ class Execution:
             raise Refused("session_expired", "The session has expired.")
         if call.principal is not None and not _is_same_caller(call.principal, session.principal):
             raise Refused("session_mismatch", "The session belongs to another caller.")
-        call.secret = session_secret(presented.session_token)
         self._sessions.touch(claims.session_id)
-        return session
+        return session, session_secret(presented.session_token)
 
     def _verify_identity(self, token: bytes, now: float) -> Generator[Command, Any, Principal]:
         try:
@@ -327,37 +335,30 @@ class Execution:
             if rewritten is not None:
                 call.body = rewritten
                 asks = True
-        provider, secret = granted.route.provider, call.secret
-        session_id = granted.session.record.session_id
-
-        def blot(data: bytearray) -> int:
-            return self._sessions.blot(session_id, secret, provider.name, provider.origin, data)
-
         return ResponseGuard(
             route=granted.route,
             asked=granted.asked,
-            credential_bytes=granted.credential_bytes,
+            credential_bytes=granted.lease.credential_bytes,
             extra_headers=call.headers(),
-            blot=blot,
+            blot=granted.lease.blot,
             removes_usage_event=asks,
         )
 
     def _forward(
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
     ) -> Forward:
-        provider = granted.route.provider
+        provider, session, lease = granted.route.provider, granted.session, granted.lease
         before, after = _upstream_head(head, granted.route, call.body)
-        session_id = granted.session.record.session_id
-        secret, call.secret = call.secret, b""
 
         def compose() -> Slot:
-            return self._sessions.compose_head(
-                session_id, secret, provider.name, provider.origin, before, after
-            )
+            # Once more: a kill may have come while the call waited for its body or its record.
+            self._refuse_killed(session, lease, provider)
+            return lease.compose_head(before, after)
 
         return Forward(
             provider=provider,
-            session_id=session_id,
+            session_id=session.record.session_id,
+            lease=lease,
             compose=compose,
             body=call.body,
             response=guard,
@@ -436,7 +437,7 @@ class Execution:
             client_address=call.client_address,
             rules=granted.decision.rules,
             policy=granted.decision.policy_digest,
-            credential=granted.fingerprint,
+            credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
         )
 
@@ -497,13 +498,6 @@ def _is_same_caller(one: Principal, other: Principal) -> bool:
     return (
         one.issuer == other.issuer and one.subject == other.subject and one.tenant == other.tenant
     )
-
-
-def _sealed_credential(session: Session, provider: Provider) -> SealedCredential:
-    for credential in session.record.credentials:
-        if credential.provider == provider.name:
-            return credential
-    raise Refused("no_key_for_provider", f"The session holds no key for {provider.name!r}.")
 
 
 def _upstream_head(head: RequestHead, route: Route, body: bytes | None) -> tuple[bytes, bytes]:

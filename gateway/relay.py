@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from keys.session import SessionRecord
+from policies.kills import Kill
 from policies.request import Principal
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -31,7 +32,7 @@ class SessionKey(msgspec.Struct, frozen=True, kw_only=True, tag="session-key"):
 
 
 class PutSession(msgspec.Struct, frozen=True, kw_only=True, tag="put-session"):
-    """Serve this session from now on; also sent with a new generation after a renewal.
+    """Serve this session from now on; also sent with a new revision after a change.
 
     `label` and `used_at` (seconds since the epoch) are kept for the next control process.
     """
@@ -49,6 +50,13 @@ class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session")
     n: int
     session_id: str
     reason: str
+
+
+class LetStand(msgspec.Struct, frozen=True, kw_only=True, tag="let-stand"):
+    """These kills stand, and no others: end what they hit."""
+
+    n: int
+    kills: tuple[Kill, ...]
 
 
 class IssuerAbsent(msgspec.Struct, frozen=True, kw_only=True, tag="issuer-absent"):
@@ -147,6 +155,7 @@ ToWorker = (
     SessionKey
     | PutSession
     | DropSession
+    | LetStand
     | IssuerKeys
     | IssuerAbsent
     | Serve

@@ -12,6 +12,7 @@ import msgspec
 from gateway.audit.event import CallDenied, CallEnd, CallStart
 from gateway.audit.journal import AuditUnavailable
 from gateway.errors import Refused
+from gateway.identity.sessions import KeyLease
 from gateway.problems import Problem
 from gateway.providers.dialect import Dialect
 from gateway.providers.multipart import MultipartScanner
@@ -107,14 +108,15 @@ class Exchange(msgspec.Struct, kw_only=True):
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
     """Carry the call to the provider and the answer back; resume with the `Exchange`.
 
-    `compose` lays the upstream head out in a secret slot; it is called once, when a connection is
-    ready to take it, and raises `Refused` if the session has closed meanwhile. `body` is None
-    where the caller's bytes are streamed as they come. The bytes that complete the answer are held
-    until `Finish`.
+    Once `lease` is over, the exchange is to be cut. `compose` lays the upstream head out in a secret
+    slot; it is called once, when a connection is ready to take it, and raises `Refused` if the key
+    may be used no more. `body` is None where the caller's bytes are streamed as they come. The bytes
+    that complete the answer are held until `Finish`.
     """
 
     provider: Provider
     session_id: str
+    lease: KeyLease
     compose: Callable[[], Slot]
     body: bytes | None
     response: ResponseGuard

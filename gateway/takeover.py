@@ -3,8 +3,8 @@
 Laws of this file:
 - only what every long-running worker holds was open: a session that one of them lacks was half
   opened or half closed, and whoever opened or closed it was never told that it was done;
-- where generations differ, a renewal was under way whose token nobody was given (a token is handed
-  out once all hold its generation): the lowest is the one whose token its owner has;
+- where revisions differ, a renewal or rotation was under way of which nobody was told that it was
+  done: the lowest is the one that its owner knows, and has the token of;
 - a session was last used when the latest of them says so.
 """
 
@@ -31,7 +31,7 @@ def settle(holdings: Sequence[Sequence[Held]]) -> Takeover:
     adopted: list[Held] = []
     half_open: list[Held] = []
     for copies in by_session.values():
-        oldest = min(copies, key=lambda held: held.record.generation)
+        oldest = min(copies, key=lambda held: held.record.revision)
         used_at = max(held.used_at for held in copies)
         merged = msgspec.structs.replace(oldest, used_at=used_at)
         (adopted if len(copies) == len(holdings) else half_open).append(merged)

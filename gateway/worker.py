@@ -58,6 +58,7 @@ from gateway.relay import (
     IssuerKeys,
     KeepCounts,
     KeysNeeded,
+    LetStand,
     Link,
     Message,
     PutSession,
@@ -75,6 +76,7 @@ from gateway.tls import client_context, server_context
 from keys.boot_secrets import BootSecrets
 from keys.region import SecretRegion
 from keys.vault import SessionVault
+from policies.kills import Kill, KillTable, Scope
 
 TOUCH_SECONDS = 1.0
 """How often control hears which sessions were used; idle expiry is no finer than this. Counted
@@ -85,6 +87,8 @@ WITHOUT_CONTROL_SECONDS = 60.0
 
 GRACE_SECONDS = 1.0
 """How long callers of a worker that is replaced may begin a call on a connection they had."""
+
+KILLED = "An operator stopped this call."
 
 log = get_log()
 
@@ -100,7 +104,8 @@ class Worker:
         self._clock = SystemClock()
         self._metrics = CallMetrics()
         secrets = BootSecrets.open(boot.secrets)
-        self._sessions = SessionTable(SessionVault(region, secrets.boot_key))
+        self._sessions = SessionTable(SessionVault(region, secrets.boot_key), self._clock)
+        self._kills = KillTable()
         self._identities = TokenVerifier(issuers_of(boot))
         self._refusals = RefusalBudget(self._clock)
         self._link: Link | None = None
@@ -215,6 +220,7 @@ class Worker:
             sessions=self._sessions,
             policy_set=policy_set_of(self._boot),
             limiter=MemoryLimiter(self._clock),
+            kills=self._kills,
             limits=BodyLimits(
                 buffered=config.limits.buffered_body, streamed=config.limits.streamed_body
             ),
@@ -284,18 +290,8 @@ class Worker:
                 if self._session_key not in {None, message.public_key}:
                     self._stop("relay_confused")
                 self._session_key = message.public_key
-            case PutSession():
-                self._sessions.put(
-                    message.principal,
-                    message.record,
-                    label=message.label,
-                    used_at=message.used_at,
-                )
-                self._confirm(link, message.n)
-            case DropSession():
-                self._sessions.drop(message.session_id)
-                cut = self._proxy.cut_session(message.session_id) if self._proxy else 0
-                self._confirm(link, message.n, cut)
+            case PutSession() | DropSession() | LetStand():
+                self._confirm(link, message.n, self._change_sessions(message))
             case IssuerKeys():
                 self._take_keys(message)
             case IssuerAbsent():
@@ -312,6 +308,46 @@ class Worker:
                 link.send(Snapshot(n=message.n, data=self._snapshot()))
             case _:
                 self._stop("relay_confused")
+
+    # --- sessions ---
+
+    def _change_sessions(self, message: PutSession | DropSession | LetStand) -> int:
+        """Do as control says; return how many live calls were cut."""
+        match message:
+            case PutSession():
+                destroyed = self._sessions.put(
+                    message.principal, message.record, label=message.label, used_at=message.used_at
+                )
+                return self._cut_replaced(destroyed)
+            case DropSession():
+                return self._end(message.session_id, "session_closed", "The session was closed.")
+            case LetStand():
+                return self._let_stand(message.kills)
+
+    def _end(self, session_id: str, code: str, message: str) -> int:
+        """Destroy a session's keys; return how many live calls that cut."""
+        self._sessions.drop(session_id)
+        return self._proxy.cut_session(session_id, code, message) if self._proxy else 0
+
+    def _let_stand(self, kills: tuple[Kill, ...]) -> int:
+        """Let only these kills stand; return how many live calls the new ones cut."""
+        fresh = KillTable(kill for kill in kills if self._kills.get(kill.kill_id) is None)
+        self._kills.replace(kills)
+        cut = 0
+        for session in self._sessions.all() if len(fresh) else ():
+            record = session.record
+            fingerprints = [each.fingerprint for each in record.credentials]
+            if fresh.find_session(session.principal, record.session_id, fingerprints):
+                cut += self._end(record.session_id, "killed", KILLED)
+        if self._proxy is not None:
+            for kill in fresh.standing():
+                if kill.scope is Scope.PROVIDER:
+                    cut += self._proxy.cut_provider(kill.value, "killed", KILLED)
+        return cut
+
+    def _cut_replaced(self, destroyed: int) -> int:
+        """Cut the calls whose key was replaced and is destroyed now; return how many."""
+        return self._proxy.cut_replaced() if destroyed and self._proxy is not None else 0
 
     def _take_keys(self, message: IssuerKeys) -> None:
         if message.jwks is None:
@@ -354,6 +390,7 @@ class Worker:
             if self._recorder is not None:
                 self._recorder.tick()
             self._record_counted()
+            self._cut_replaced(self._sessions.end_overlaps())
             used = self._note_use()
             if used and self._link is not None:
                 self._link.send(Touched(session_ids=used))

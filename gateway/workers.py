@@ -10,9 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.errors import Refused
-from gateway.relay import DropSession, KeepCounts, Link, Message, PutSession, SnapshotRequest
+from gateway.relay import (
+    DropSession,
+    KeepCounts,
+    LetStand,
+    Link,
+    Message,
+    PutSession,
+    SnapshotRequest,
+)
 from gateway.telemetry.metrics import merge
 from keys.session import SessionRecord
+from policies.kills import Kill
 from policies.request import Principal
 
 ACK_SECONDS = 5.0
@@ -132,6 +141,11 @@ class Workers:
     async def drop(self, session_id: str, reason: str) -> int:
         """Return, when every worker has forgotten the session, how many live calls were cut."""
         acks = await self._ask(lambda n: DropSession(n=n, session_id=session_id, reason=reason))
+        return sum(ack.count for ack in acks)
+
+    async def kill(self, kills: tuple[Kill, ...]) -> int:
+        """Return, when every worker lets only these stand, how many live calls were cut."""
+        acks = await self._ask(lambda n: LetStand(n=n, kills=kills))
         return sum(ack.count for ack in acks)
 
     async def snapshots(self) -> list[dict[str, Any]]:

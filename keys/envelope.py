@@ -3,7 +3,8 @@
 The sealing key is derived from the session secret S by the one-step KDF of SP 800-56C with SHA-256
 (S is uniform, so one step is enough), with a purpose and the session id as input. AES-256-GCM
 binds, as associated data, everything that says where the credential may go: tenant, issuer,
-subject, provider, origin, session, generation and expiry. Altered in any of them, it does not open.
+subject, provider, origin, session, generation, revision and expiry. Altered in any of them, it does
+not open.
 
 Sealed form: version (1 byte, 0x01) ‖ nonce (12) ‖ ciphertext ‖ tag (16). A random nonce is safe:
 a derived key seals a handful of credentials, far below the 2^32 of SP 800-38D 8.3. No I/O.
@@ -44,6 +45,7 @@ class Binding:
     origin: str
     session_id: str
     generation: int
+    revision: int
     expires_at: int
 
     def to_associated_data(self) -> bytes:

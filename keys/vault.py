@@ -1,32 +1,82 @@
 """The worker's side of custody: records wrapped once more, and the moment of use.
 
 What a worker holds of a session is wrapped under the boot key (`keys.boot_secrets`), never copied here,
-so that a dump of the worker's ordinary memory opens nothing even with a token in it. `compose_head`
-is the one way out: it lays an upstream head with the credential out in a slot. No I/O.
+so that a dump of the worker's ordinary memory opens nothing even with a token in it. A call takes a
+`HeldKey` once and uses that one to its end; `compose_head` is the one way out: it lays an upstream
+head with the credential out in a slot.
+
+Laws of this file:
+- a key that is destroyed is overwritten, and whoever still has its `HeldKey` can use it no more;
+- a key that another replaces is destroyed when its overlap is over, and at once where a third comes.
+
+No I/O.
 """
 
 import secrets
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from keys.envelope import KEY_BYTES, Buffer, derive_key_into, unseal_into
+from keys.envelope import KEY_BYTES, OVERHEAD_BYTES, Buffer, derive_key_into, unseal_into
 from keys.errors import NoCredential, UnknownSession, UnsealFailed
 from keys.region import SecretRegion, Slot
-from keys.session import SessionRecord
+from keys.session import SealedCredential, SessionRecord
 
 _NONCE_BYTES: Final = 12
-_TAG_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Wrapped:
-    origin: str
-    associated_data: bytes
-    nonce: bytes
-    ciphertext: bytearray
+class HeldKey:
+    """One session's sealed key for one provider, wrapped under the boot key. It opens nothing alone."""
+
+    __slots__ = (
+        "_nonce", "_wrapped", "associated_data", "fingerprint", "is_destroyed", "origin", "provider",
+        "session_id", "size",
+    )  # fmt: skip
+
+    def __init__(self, record: SessionRecord, sealed: SealedCredential, boot_key: Buffer) -> None:
+        self.session_id = record.session_id
+        self.provider = sealed.provider
+        self.origin = sealed.origin
+        self.fingerprint = sealed.fingerprint
+        self.size = len(sealed.sealed) - OVERHEAD_BYTES
+        self.is_destroyed = False
+        self.wrap(record, sealed, boot_key)
+
+    def wrap(self, record: SessionRecord, sealed: SealedCredential, boot_key: Buffer) -> None:
+        """Hold this sealed form of the same key from now on."""
+        binding = record.binding(sealed.provider, sealed.origin, sealed.revision)
+        self.associated_data = binding.to_associated_data()
+        self._nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._wrapped = bytearray(AESGCM(boot_key).encrypt(self._nonce, sealed.sealed, None))
+
+    def unwrap_into(self, boot_key: Buffer, out: memoryview) -> None:
+        """Lay out the sealed form, `OVERHEAD_BYTES` longer than the key.
+
+        Raises:
+            UnknownSession: The key was destroyed.
+            InvalidTag: Memory was altered.
+        """
+        if self.is_destroyed:
+            raise UnknownSession
+        AESGCM(boot_key).decrypt_into(self._nonce, self._wrapped, None, out)
+
+    def destroy(self) -> None:
+        """Overwrite the key."""
+        self._wrapped[:] = bytes(len(self._wrapped))
+        self.is_destroyed = True
+
+    def is_same_key(self, sealed: SealedCredential) -> bool:
+        """Return whether this is another sealed form of the key that is held."""
+        return (self.fingerprint, self.origin) == (sealed.fingerprint, sealed.origin)
+
+    def is_in_place_of(self, other: "HeldKey") -> bool:
+        """Return whether both are keys of one session for one provider."""
+        return (self.session_id, self.provider) == (other.session_id, other.provider)
+
+    def __repr__(self) -> str:
+        """Return what may be said of it."""
+        return f"HeldKey({self.provider}, {self.fingerprint})"
 
 
 class SessionVault:
@@ -35,89 +85,118 @@ class SessionVault:
     def __init__(self, region: SecretRegion, boot_key: Buffer) -> None:
         self._region = region
         self._boot_key = boot_key
-        self._sessions: dict[str, dict[str, _Wrapped]] = {}
+        self._sessions: dict[str, dict[str, HeldKey]] = {}
+        self._replaced: list[tuple[float, HeldKey]] = []
 
     def __len__(self) -> int:
         """Return how many sessions are held."""
         return len(self._sessions)
 
-    def put(self, record: SessionRecord) -> None:
-        """Hold a session's credentials, in place of an earlier generation's."""
-        self.drop(record.session_id)
-        wrapped = {}
-        for each in record.credentials:
-            nonce = secrets.token_bytes(_NONCE_BYTES)
-            cipher = AESGCM(self._boot_key)
-            wrapped[each.provider] = _Wrapped(
-                each.origin,
-                record.binding(each.provider, each.origin).to_associated_data(),
-                nonce,
-                bytearray(cipher.encrypt(nonce, each.sealed, None)),
-            )
-        self._sessions[record.session_id] = wrapped
+    def put(self, record: SessionRecord, now: float) -> int:
+        """Hold a session's keys, in place of an earlier revision's; `now` is monotonic.
+
+        A key that is the same stays with the calls that use it; one that is replaced stays for
+        `record.overlap_seconds`. Return how many keys were destroyed.
+        """
+        before = self._sessions.get(record.session_id, {})
+        held = {}
+        for sealed in record.credentials:
+            key = before.get(sealed.provider)
+            if key is not None and key.is_same_key(sealed):
+                key.wrap(record, sealed, self._boot_key)
+                del before[sealed.provider]
+            else:
+                key = HeldKey(record, sealed, self._boot_key)
+            held[sealed.provider] = key
+        for key in before.values():
+            self._replace(key, now, record.overlap_seconds)
+        self._sessions[record.session_id] = held
+        return self.sweep(now)
+
+    def _replace(self, key: HeldKey, now: float, overlap_seconds: int) -> None:
+        self._replaced = [
+            (now if each.is_in_place_of(key) else until, each) for until, each in self._replaced
+        ]
+        self._replaced.append((now + overlap_seconds, key))
+
+    def sweep(self, now: float) -> int:
+        """Destroy the replaced keys whose overlap is over; return how many."""
+        over = [key for until, key in self._replaced if until <= now]
+        if over:
+            self._replaced = [(until, key) for until, key in self._replaced if until > now]
+            for key in over:
+                key.destroy()
+        return len(over)
 
     def drop(self, session_id: str) -> bool:
-        """Overwrite and forget a session's credentials; return whether there were any."""
+        """Overwrite and forget a session's keys; return whether there were any."""
         session = self._sessions.pop(session_id, None)
         if session is None:
             return False
-        for wrapped in session.values():
-            wrapped.ciphertext[:] = bytes(len(wrapped.ciphertext))
+        for key in session.values():
+            key.destroy()
+        replaced = [key for _, key in self._replaced if key.session_id == session_id]
+        for key in replaced:
+            key.destroy()
+        self._replaced = [each for each in self._replaced if not each[1].is_destroyed]
         return True
 
-    def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
-        self,
-        session_id: str,
-        session_secret: Buffer,
-        provider: str,
-        origin: str,
-        before: bytes,
-        after: bytes,
-    ) -> Slot:
-        """Return a slot whose view is `before`, the credential, `after`; the caller releases it.
+    def find(self, session_id: str, provider: str, origin: str) -> HeldKey:
+        """Return the session's key for this provider at this origin.
 
         Raises:
             UnknownSession: The session is not, or no longer, held here.
-            NoCredential: It holds no key for this provider at this origin.
-            UnsealFailed: The secret is not this session's.
-            RegionExhausted: Every slot is in use.
+            NoCredential: It holds no such key.
         """
         session = self._sessions.get(session_id)
         if session is None:
             raise UnknownSession
-        wrapped = session.get(provider)
-        if wrapped is None or wrapped.origin != origin:
+        key = session.get(provider)
+        if key is None or key.origin != origin:
             raise NoCredential
+        return key
+
+    def compose_head(
+        self, key: HeldKey, session_secret: Buffer, before: bytes, after: bytes
+    ) -> Slot:
+        """Return a slot whose view is `before`, the credential, `after`; the caller releases it.
+
+        Raises:
+            UnknownSession: The key was destroyed: its session closed, or another key replaced it.
+            UnsealFailed: The secret is not the session's.
+            RegionExhausted: Every slot is in use.
+        """
         slot = self._region.lease()
         try:
-            slot.use(self._compose(slot.whole, wrapped, session_id, session_secret, before, after))
+            slot.use(self._compose(slot.whole, key, session_secret, before, after))
         except BaseException:
             slot.use(len(slot.whole))  # whatever was written, wipe all of it
             slot.release()
             raise
         return slot
 
-    def _compose(  # noqa: PLR0913, PLR0917 - the parts of one head
+    def _compose(
         self,
         memory: memoryview,
-        wrapped: _Wrapped,
-        session_id: str,
+        key: HeldKey,
         session_secret: Buffer,
         before: bytes,
         after: bytes,
     ) -> int:
         # From the far end inwards lie, for this moment, the derived key and the sealed credential:
         # not even ciphertext that a token could open ever touches ordinary memory.
-        start, size = len(before), len(wrapped.ciphertext) - _TAG_BYTES
+        start, size = len(before), key.size + OVERHEAD_BYTES
         scratch = memory[len(memory) - KEY_BYTES - size :]
-        sealed, key = scratch[:size], scratch[size:]
+        sealed, sealing_key = scratch[:size], scratch[size:]
         room = len(memory) - len(scratch) - start - len(after)
         if room < size:
             raise UnsealFailed
         try:
-            AESGCM(self._boot_key).decrypt_into(wrapped.nonce, wrapped.ciphertext, None, sealed)
-            derive_key_into(session_secret, session_id, key)
-            length = unseal_into(key, sealed, wrapped.associated_data, memory[start : start + room])
+            key.unwrap_into(self._boot_key, sealed)
+            derive_key_into(session_secret, key.session_id, sealing_key)
+            length = unseal_into(
+                sealing_key, sealed, key.associated_data, memory[start : start + room]
+            )
         except InvalidTag:  # pragma: no cover - only a defect or flipped memory leads here
             raise UnsealFailed from None
         finally:

@@ -1,17 +1,33 @@
-"""Health and metrics, for operators and their machines. No secret is behind these routes."""
+"""The admin listener: health and metrics for machines, the kill switch for operators.
+
+Health and metrics hold no secret, and need none; everything else names the permission that it needs.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
 
 from aiohttp import web
 
+from gateway.api.kills import KillSwitch
+from gateway.api.operators import Operators
 from gateway.api.quiet import problems
+from policies.roles import Permission
 
 Checks = Callable[[], Awaitable[dict[str, bool]]]
 Page = Callable[[], Awaitable[bytes]]
 
 
+MAX_BODY_BYTES: Final = 16 * 1024
+
+
 def admin_app(
-    checks: Checks, metrics: Page, protections: Mapping[str, Mapping[str, str]]
+    *,
+    checks: Checks,
+    metrics: Page,
+    protections: Mapping[str, Mapping[str, str]],
+    operators: Operators,
+    kills: KillSwitch,
 ) -> web.Application:
     """Return the application of the admin listener.
 
@@ -41,8 +57,20 @@ def admin_app(
             headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
-    app = web.Application(middlewares=[problems], client_max_size=1024)
+    reads = partial(operators.only, Permission.KILLS_READ)
+    changes = partial(operators.only, Permission.KILLS_WRITE)
+    app = web.Application(middlewares=[problems], client_max_size=MAX_BODY_BYTES)
     app.add_routes(
-        [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", page)]
+        [
+            web.get("/livez", livez),
+            web.get("/readyz", readyz),
+            web.get("/metrics", page),
+            web.get("/admin/v1/kills", reads(kills.list_route)),
+            web.post("/admin/v1/kill", changes(kills.place_route)),
+            web.delete(
+                "/admin/v1/kills/{kill_id}",
+                changes(kills.lift_route),
+            ),
+        ]
     )
     return app

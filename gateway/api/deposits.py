@@ -7,7 +7,7 @@ taken as bytes out of the buffer that it came in; it becomes text only where JSO
 import base64
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,9 +20,12 @@ from keys.session import Deposit
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_KEYS: Final = 16
 MAX_KEY_BYTES: Final = 4096
+MAX_LABEL: Final = 128
 
 # A key becomes part of a header field: visible ASCII, or it could end the field (CR, LF).
 _KEY = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_KEY_BYTES)
+
+Request = TypeVar("Request", bound="_Deposited")
 
 OpenSealed = Callable[[SealedDeposit], bytearray]
 """Returns the plaintext of a sealed deposit, to be wiped; raises `Refused` if it does not open."""
@@ -36,18 +39,15 @@ class Enc(msgspec.Struct, forbid_unknown_fields=True):
     ct: str
 
 
-class OpenRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/sessions`: `keys` or `enc`. Never printed: it holds keys."""
+class _Deposited(msgspec.Struct, forbid_unknown_fields=True):
+    """Keys in clear or sealed: `keys` or `enc`. Never printed."""
 
     keys: dict[str, msgspec.Raw] | None = None
     enc: Enc | None = None
-    ttl_seconds: int | None = None
-    idle_seconds: int | None = None
-    label: str = ""
 
     def __repr__(self) -> str:
         """Return nothing of the keys."""
-        return "OpenRequest(…)"
+        return f"{type(self).__name__}(…)"
 
     @property
     def form(self) -> str:
@@ -55,7 +55,22 @@ class OpenRequest(msgspec.Struct, forbid_unknown_fields=True):
         return "plain" if self.enc is None else "hpke"
 
 
-_request = msgspec.json.Decoder(OpenRequest)
+class OpenRequest(_Deposited):
+    """The body of `POST /v1/sessions`."""
+
+    ttl_seconds: int | None = None
+    idle_seconds: int | None = None
+    label: str = ""
+
+
+class RotateRequest(_Deposited):
+    """The body of `POST /v1/sessions/{session_id}/rotate`."""
+
+    overlap_seconds: int | None = None
+
+
+_open_request = msgspec.json.Decoder(OpenRequest)
+_rotate_request = msgspec.json.Decoder(RotateRequest)
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 
@@ -69,20 +84,38 @@ def read_open_request(
         Refused: It is not as described, does not open, names an unknown provider, or a key is no
             key.
     """
+    request = _decode(body, _open_request)
+    if len(request.label) > MAX_LABEL:
+        raise Refused("invalid_body", "The label is too long.")
+    return request, _read_keys(request, providers, open_sealed)
+
+
+def read_rotate_request(
+    body: bytes, providers: Mapping[str, Provider], open_sealed: OpenSealed
+) -> tuple[RotateRequest, list[Deposit]]:
+    """Return the request and its deposits, as `read_open_request` does."""
+    request = _decode(body, _rotate_request)
+    return request, _read_keys(request, providers, open_sealed)
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[Request]) -> Request:
     try:
-        request = _request.decode(body)
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # The decoder's message may quote the body; it stays here.
         raise Refused("invalid_body", 'Send {"keys": {"<provider>": "<key>"}} as JSON.') from None
-    if len(request.label) > 128:
-        raise Refused("invalid_body", "The label is too long.")
+
+
+def _read_keys(
+    request: _Deposited, providers: Mapping[str, Provider], open_sealed: OpenSealed
+) -> list[Deposit]:
     if request.enc is None and request.keys is not None:
-        return request, _deposits(request.keys, providers)
+        return _deposits(request.keys, providers)
     if request.enc is None or request.keys is not None:
         raise Refused("invalid_body", 'Send either "keys" or "enc".')
     plain = open_sealed(_sealed(request.enc))
     try:
-        return request, _deposits(_keys.decode(plain), providers)
+        return _deposits(_keys.decode(plain), providers)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Refused("invalid_body", 'Seal {"<provider>": "<key>"} as JSON.') from None
     finally:

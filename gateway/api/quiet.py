@@ -5,8 +5,10 @@ included, and the access log holds whole request lines. Here a request that cann
 fixed problem, nothing of it is logged, and there is no access log.
 """
 
+import asyncio
 import socket
 import ssl
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -14,20 +16,24 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_server import Server
 
 from gateway.errors import Refused
+from gateway.identity.slots import Presented, find_credentials
 from gateway.problems import Problem, problem_from, retry_headers, to_problem_json
 from gateway.telemetry.logs import get_log
 
 MAX_FIELD_BYTES = 16 * 1024
 """Room for the longest token we accept (8 KiB) with its field name."""
 
+READ_SECONDS: Final = 10.0
+"""How long the body of a request of at most 16 KiB may take."""
+
 log = get_log()
 
 
-def problem_response(problem: Problem) -> web.Response:
+def problem_response(problem: Problem, challenge: str = "") -> web.Response:
     """Return a problem as an answer of the control plane; it always ends the connection."""
     headers = {name.decode(): value.decode() for name, value in retry_headers(problem)}
     if problem.status == 401:
-        headers["www-authenticate"] = 'Bearer realm="veklom"'
+        headers["www-authenticate"] = challenge or 'Bearer realm="veklom"'
     response = web.Response(
         status=problem.status,
         body=to_problem_json(problem),
@@ -80,7 +86,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except Refused as refusal:
-        return problem_response(problem_from(refusal))
+        return problem_response(problem_from(refusal), refusal.challenge)
     except web.HTTPRequestEntityTooLarge:
         return problem_response(problem_from(Refused("body_too_large", "The body is too large.")))
     except web.HTTPMethodNotAllowed:
@@ -90,6 +96,30 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception as error:  # noqa: BLE001 - the edge: whatever it was, it is shown to nobody
         log.error("request.failed", error=type(error).__name__)
         return problem_response(problem_from(Refused("internal", "Something went wrong.")))
+
+
+def presented(request: web.Request) -> Presented:
+    """Return the tokens that a request carries.
+
+    Raises:
+        Refused: It carries none, or not as it must.
+    """
+    return find_credentials([(name.lower(), value) for name, value in request.raw_headers])
+
+
+async def body_of(request: web.Request) -> bytes:
+    """Return the body of a request, at most as long as its application allows.
+
+    Raises:
+        Refused: It is longer, or does not arrive within `READ_SECONDS`.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Refused("request_timeout", "The body did not arrive in time.") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise Refused("body_too_large", "The body is too large.") from None
 
 
 async def serve(

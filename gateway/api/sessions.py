@@ -1,6 +1,5 @@
-"""`/v1/sessions`: callers open, renew and close sessions. The only listener that hears keys."""
+"""`/v1/sessions`: callers open, renew, rotate and close sessions. The only listener that hears keys."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -8,9 +7,9 @@ import msgspec
 from aiohttp import web
 
 from gateway.api.deposit_keys import DepositKeys
-from gateway.api.deposits import MAX_BODY_BYTES, read_open_request
-from gateway.api.ledger import Entry, Recorder, SessionLedger
-from gateway.api.quiet import problems
+from gateway.api.deposits import MAX_BODY_BYTES, read_open_request, read_rotate_request
+from gateway.api.ledger import Entry, Recorder, SessionLedger, wipe
+from gateway.api.quiet import body_of, presented, problems
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
@@ -18,12 +17,8 @@ from gateway.clock import Clock
 from gateway.errors import Refused
 from gateway.identity.dev_issuer import DevelopmentIssuer
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
-from gateway.identity.slots import Presented, find_credentials
 from gateway.providers.provider import Provider
 from policies.request import Principal
-
-READ_SECONDS: Final = 10.0
-"""How long the body of a request of at most 16 KiB may take."""
 
 VerifyIdentity = Callable[[bytes], Awaitable[Principal]]
 
@@ -38,6 +33,7 @@ class _DevelopmentTokenRequest(msgspec.Struct, forbid_unknown_fields=True):
     subject: str = "dev"
     tenant: str = "dev"
     roles: tuple[str, ...] = ()
+    amr: tuple[str, ...] = ()
     ttl_seconds: int = 3600
 
 
@@ -82,6 +78,7 @@ class SessionsApi:
                 web.get("/v1/sessions", self.list),
                 web.get("/v1/sessions/{session_id}", self.show),
                 web.post("/v1/sessions/{session_id}/renew", self.renew),
+                web.post("/v1/sessions/{session_id}/rotate", self.rotate),
                 web.delete("/v1/sessions/{session_id}", self.close),
                 web.get("/.well-known/veklom", self.well_known),
                 web.get("/.well-known/veklom-hpke", self.published_keys),
@@ -113,7 +110,7 @@ class SessionsApi:
         self._refuse_when_draining()
         principal = await self._caller(request)
         asked, deposits = read_open_request(
-            await _body(request),
+            await body_of(request),
             self._providers,
             lambda sealed: self._deposit_keys.open(sealed, principal),
         )
@@ -148,20 +145,56 @@ class SessionsApi:
         self._refuse_when_draining()
         principal = await self._caller(request)
         try:
-            asked = msgspec.json.decode(await _body(request) or b"{}", type=_RenewRequest)
+            asked = msgspec.json.decode(await body_of(request) or b"{}", type=_RenewRequest)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise Refused("invalid_body", 'Send {"ttl_seconds": …}, or nothing.') from None
-        # Nothing is awaited between here and the ledger's taking it: the token stays the latest.
+        entry, secret = self._holder(request, principal)
+        entry, renewed = await self._ledger.renew(entry, secret, asked.ttl_seconds)
+        return self._with_token(entry, renewed, status=200)
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        """Replace keys of a session, which keeps its token; needs both halves of who may."""
+        return await self._audited(request, self._rotate)
+
+    async def _rotate(self, request: web.Request) -> web.Response:
+        self._refuse_when_draining()
+        principal = await self._caller(request)
+        asked, deposits = read_rotate_request(
+            await body_of(request),
+            self._providers,
+            lambda sealed: self._deposit_keys.open(sealed, principal),
+        )
+        try:
+            entry, secret = self._holder(request, principal)
+        except Refused:
+            wipe(deposits)
+            raise
+        entry = await self._ledger.rotate(
+            entry,
+            secret,
+            deposits,
+            overlap_seconds=asked.overlap_seconds,
+            client_address=request.remote or "",
+            form=asked.form,
+        )
+        response = web.json_response(entry.to_public())
+        response.force_close()  # as after an opening: the request held a key
+        return response
+
+    def _holder(self, request: web.Request, principal: Principal) -> tuple[Entry, bytes]:
+        """Return the session, and the secret of whoever may change it: its caller with its token.
+
+        Nothing may be awaited until the ledger has it: the token must still be the latest.
+        """
         entry = self._ledger.find(request.match_info["session_id"], principal)
-        token = _presented(request).session_token
+        token = presented(request).session_token
         if token is None:
             raise Refused("session_required", "Send the session token in X-Veklom-Session.")
         claims = self._session_tokens.verify(token, self._clock.now())
         record = entry.record
         if (claims.session_id, claims.generation) != (record.session_id, record.generation):
             raise Refused("session_mismatch", "The token is not this session's latest.")
-        entry, renewed = await self._ledger.renew(entry, session_secret(token), asked.ttl_seconds)
-        return self._with_token(entry, renewed, status=200)
+        return entry, session_secret(token)
 
     async def close(self, request: web.Request) -> web.Response:
         """Destroy one of the caller's own sessions and cut its live calls."""
@@ -181,20 +214,23 @@ class SessionsApi:
         if self._development is None or request.url.host not in {"127.0.0.1", "::1", "localhost"}:
             raise Refused("unknown_route", "There is nothing here.")
         try:
-            asked = msgspec.json.decode(await _body(request), type=_DevelopmentTokenRequest)
+            asked = msgspec.json.decode(await body_of(request), type=_DevelopmentTokenRequest)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise Refused("invalid_body", "Send subject, tenant, roles and ttl_seconds.") from None
+            raise Refused(
+                "invalid_body", "Send subject, tenant, roles, amr and ttl_seconds."
+            ) from None
         token = self._development.mint(
             subject=asked.subject,
             tenant=asked.tenant,
             roles=asked.roles,
+            amr=asked.amr,
             now=int(self._clock.now()),
             ttl_seconds=asked.ttl_seconds,
         )
         return web.json_response({"token": token})
 
     async def _caller(self, request: web.Request) -> Principal:
-        token = _presented(request).identity_token
+        token = presented(request).identity_token
         if token is None:
             raise Refused("no_credentials", "Send your identity provider's token as Bearer.")
         principal = request[_PRINCIPAL] = await self._verify_identity(token)
@@ -249,10 +285,6 @@ class SessionsApi:
         return response
 
 
-def _presented(request: web.Request) -> Presented:
-    return find_credentials([(name.lower(), value) for name, value in request.raw_headers])
-
-
 def _refused(refusal: Refused, request: web.Request) -> SessionRefused:
     principal = request.get(_PRINCIPAL)
     return SessionRefused(
@@ -262,13 +294,3 @@ def _refused(refusal: Refused, request: web.Request) -> SessionRefused:
         code=refusal.code,
         client_address=request.remote or "",
     )
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise Refused("request_timeout", "The body did not arrive in time.") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise Refused("body_too_large", f"Send at most {MAX_BODY_BYTES} bytes.") from None

@@ -76,7 +76,16 @@ class Affected:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many calls there were, by each thing that tells them apart."""
-        by = ("outcome", "tenant", "subject", "session", "provider", "model", "credential", "policy")
+        by = (
+            "outcome",
+            "tenant",
+            "subject",
+            "session",
+            "provider",
+            "model",
+            "credential",
+            "policy",
+        )
         counted = {name: dict(Counter(str(row[name]) for row in self.rows)) for name in by}
         counted["hour"] = dict(sorted(Counter(str(row["ts"])[:13] for row in self.rows).items()))
         return counted

@@ -73,9 +73,9 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
 
 class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
     """How an allowed call ended. `outcome` is one of complete, client_abort, upstream_error,
-    upstream_abort, timeout, session_closed, gateway_error, shutdown; `status` is what the caller
-    saw, 0 for nothing; `code` says why where the gateway answered instead of the provider;
-    durations are microseconds.
+    upstream_abort, timeout, session_closed, key_replaced, killed, gateway_error, shutdown; `status`
+    is what the caller saw, 0 for nothing; `code` says why where the gateway answered instead of the
+    provider; durations are microseconds.
     """  # noqa: D205 - one sentence about a closed set
 
     call: str
@@ -156,9 +156,26 @@ class SessionRenewed(Event, frozen=True, kw_only=True, tag="session.renewed"):
     expires_at: int
 
 
+class SessionRotated(Event, frozen=True, kw_only=True, tag="session.rotated"):
+    """Keys of a session were replaced; calls under way with the old ones end with the overlap.
+
+    `credentials` are the new ones, `replaced` the fingerprints of the old.
+    """
+
+    session: str
+    tenant: str
+    issuer: str
+    subject: str
+    credentials: tuple[CredentialRecord, ...]
+    replaced: tuple[str, ...]
+    deposit: str
+    overlap_seconds: int
+    client_address: str
+
+
 class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
     """A session's credentials were destroyed: closed, expired, idle, shutdown, not_served (a worker
-    did not take it) or half_open (a control process died while it was opened or closed).
+    did not take it), killed or half_open (a control process died while it was opened or closed).
     """  # noqa: D205 - one sentence about a closed set
 
     session: str
@@ -184,6 +201,58 @@ class SessionRefused(Event, frozen=True, kw_only=True, tag="session.refused"):
     """A session was not opened or renewed."""
 
     tenant: str
+    issuer: str
+    subject: str
+    code: str
+    client_address: str
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether no token said who asked."""
+        return not self.subject
+
+
+class KillPlaced(Event, frozen=True, kw_only=True, tag="kill.placed"):
+    """An operator stopped something, and with it so many sessions and live calls.
+
+    `scope` is session, subject, tenant, fingerprint, provider or all; `value` and `issuer` say what
+    of it; `by` is the operator's subject, `by_issuer` who vouched for it.
+    """
+
+    kill: str
+    scope: str
+    value: str
+    issuer: str
+    reason: str
+    by: str
+    by_issuer: str
+    closed_sessions: int
+    cut_calls: int
+    client_address: str
+
+
+class KillLifted(Event, frozen=True, kw_only=True, tag="kill.lifted"):
+    """An operator let go on what a kill had stopped; `reason` is why it was lifted."""
+
+    kill: str
+    scope: str
+    value: str
+    reason: str
+    by: str
+    by_issuer: str
+    client_address: str
+
+
+class KillsStanding(Event, frozen=True, kw_only=True, tag="kills.standing"):
+    """The kills that a control process found when it began, by their ids."""
+
+    kills: tuple[str, ...]
+
+
+class AdminRefused(Event, frozen=True, kw_only=True, tag="admin.refused"):
+    """An administrative action was refused; `action` is the permission that it needs."""
+
+    action: str
     issuer: str
     subject: str
     code: str

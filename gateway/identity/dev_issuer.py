@@ -14,10 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 from gateway.identity.tokens import Issuer
+from policies.roles import ROLES, Grant
 
 ISSUER: Final = "urn:veklom:development"
 AUDIENCE: Final = "veklom"
 DEVELOPMENT: Final = Issuer(issuer=ISSUER, audiences=(AUDIENCE,), algorithms=("EdDSA",))
+DEVELOPMENT_GRANTS: Final = tuple(Grant(issuer=ISSUER, role=role, grants=role) for role in ROLES)
+"""The gateway's own roles are what a development token names."""
 
 
 class DevelopmentIssuer:
@@ -36,16 +39,25 @@ class DevelopmentIssuer:
         key = OKPAlgorithm.to_jwk(self._key.public_key(), as_dict=True)
         return json.dumps({"keys": [{**key, "kid": self._kid, "use": "sig"}]}).encode()
 
-    def mint(
-        self, *, subject: str, tenant: str, roles: Sequence[str], now: int, ttl_seconds: int
+    def mint(  # noqa: PLR0913 - one argument for each thing a token says
+        self,
+        *,
+        subject: str,
+        tenant: str,
+        roles: Sequence[str],
+        now: int,
+        ttl_seconds: int,
+        amr: Sequence[str] = (),
     ) -> str:
-        """Return a token that says so."""
+        """Return a token that says so, and that its subject has authenticated `now`."""
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": subject,
             "tenant": tenant,
             "roles": list(roles),
+            "amr": list(amr),
+            "auth_time": now,
             "iat": now,
             "exp": now + ttl_seconds,
         }

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 import msgspec
 
+from gateway.clock import Clock
 from gateway.errors import Refused
 from keys.echo import blot
-from keys.errors import CustodyError
+from keys.errors import CustodyError, NoCredential, UnknownSession
 from keys.region import Slot
 from keys.session import SessionRecord
-from keys.vault import SessionVault
+from keys.vault import HeldKey, SessionVault
 from policies.request import Principal
 
 
@@ -28,11 +29,68 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     label: str = ""
 
 
+class KeyLease:
+    """The right of one call to use one key: taken once, so that a call knows one key from start to end.
+
+    Never printed: it holds the session secret.
+    """
+
+    __slots__ = ("_key", "_secret", "_vault")
+
+    def __init__(self, vault: SessionVault, key: HeldKey, secret: bytes) -> None:
+        self._vault = vault
+        self._key = key
+        self._secret = secret
+
+    @property
+    def fingerprint(self) -> str:
+        """The key's name."""
+        return self._key.fingerprint
+
+    @property
+    def credential_bytes(self) -> int:
+        """How long the key is."""
+        return self._key.size
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the key was destroyed: the session closed, or the key's overlap ended."""
+        return self._key.is_destroyed
+
+    def compose_head(self, before: bytes, after: bytes) -> Slot:
+        """Return a slot that holds `before`, the unsealed credential and `after`.
+
+        Raises:
+            Refused: The key was destroyed while the call was under way, or does not open.
+        """
+        try:
+            return self._vault.compose_head(self._key, self._secret, before, after)
+        except CustodyError as error:
+            raise Refused(error.code, "The session's key cannot be used.") from error
+
+    def blot(self, data: bytearray) -> int:
+        """Blot the unsealed credential out of `data`, as `keys.echo.blot` does.
+
+        Raises:
+            Refused: The key was destroyed while the call was under way, or does not open.
+        """
+        slot = self.compose_head(b"", b"")
+        try:
+            return blot(slot.view, slot.whole[len(slot.view) :], data)
+        finally:
+            slot.release()
+
+    def __repr__(self) -> str:
+        """Return nothing of the secret."""
+        return f"KeyLease({self._key!r})"
+
+
 class SessionTable:
     """The open sessions of one worker."""
 
-    def __init__(self, vault: SessionVault) -> None:
+    def __init__(self, vault: SessionVault, clock: Clock) -> None:
         self._vault = vault
+        self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._touched: set[str] = set()
         self._used_at: dict[str, float] = {}
@@ -44,12 +102,13 @@ class SessionTable:
 
     def put(
         self, principal: Principal, record: SessionRecord, *, label: str = "", used_at: float = 0.0
-    ) -> None:
-        """Serve a session, or another generation of it."""
-        self._vault.put(record)
+    ) -> int:
+        """Serve a session, or another revision of it; return how many keys that destroyed."""
+        destroyed = self._vault.put(record, self._clock.monotonic())
         session = Session(principal=principal, record=record, label=label)
         self._sessions[record.session_id] = session
         self._used_at[record.session_id] = max(self.used_at(record.session_id), used_at)
+        return destroyed
 
     def drop(self, session_id: str) -> None:
         """Destroy a session's sealed keys; without them its token opens nothing."""
@@ -57,6 +116,10 @@ class SessionTable:
         self._used_at.pop(session_id, None)
         self._touched.discard(session_id)
         self._vault.drop(session_id)
+
+    def end_overlaps(self) -> int:
+        """Destroy keys that were replaced, and whose overlap is over; return how many."""
+        return self._vault.sweep(self._clock.monotonic())
 
     def all(self) -> list[Session]:
         """Return every open session."""
@@ -102,35 +165,18 @@ class SessionTable:
         """Return when the session last carried a call, in seconds since the epoch."""
         return self._used_at.get(session_id, 0.0)
 
-    def compose_head(  # noqa: PLR0913, PLR0917 - the parts of one head
-        self,
-        session_id: str,
-        secret: bytes,
-        provider: str,
-        origin: str,
-        before: bytes,
-        after: bytes,
-    ) -> Slot:
-        """Return a slot that holds `before`, the unsealed credential and `after`.
+    def lease(self, session: Session, provider: str, origin: str, secret: bytes) -> KeyLease:
+        """Return the right to use the session's key for this provider at this origin.
 
         Raises:
-            Refused: The session closed while the call was under way, or its keys do not open.
+            Refused: The session holds none, or has just closed.
         """
         try:
-            return self._vault.compose_head(session_id, secret, provider, origin, before, after)
-        except CustodyError as error:
-            raise Refused(error.code, "The session's key cannot be used.") from error
-
-    def blot(
-        self, session_id: str, secret: bytes, provider: str, origin: str, data: bytearray
-    ) -> int:
-        """Blot the unsealed credential out of `data`, as `keys.echo.blot` does.
-
-        Raises:
-            Refused: The session closed while the call was under way, or its keys do not open.
-        """
-        slot = self.compose_head(session_id, secret, provider, origin, b"", b"")
-        try:
-            return blot(slot.view, slot.whole[len(slot.view) :], data)
-        finally:
-            slot.release()
+            key = self._vault.find(session.record.session_id, provider, origin)
+        except NoCredential:
+            raise Refused(
+                "no_key_for_provider", f"The session holds no key for {provider!r}."
+            ) from None
+        except UnknownSession:
+            raise Refused("session_unknown", "The session is closed.") from None
+        return KeyLease(self._vault, key, secret)

@@ -448,15 +448,25 @@ class Driver:
         """Break off: the caller has not read for too long."""
         self._conclude("timeout", Fault.DOWNSTREAM)
 
+    @property
+    def provider(self) -> str:
+        """The provider that the exchange is with; nothing where there is none."""
+        return self._forward.provider.name if self._forward is not None else ""
+
+    @property
+    def has_lost_its_key(self) -> bool:
+        """Whether the exchange goes on with a key that may be used no more."""
+        return self._forward is not None and self._forward.lease.is_over
+
     def cut(self, code: str, message: str) -> None:
-        """End the exchange from our side: the session closed, or the process ends."""
+        """End the exchange from our side; `code` says why, in the record too."""
         if self._forward is None or self._exchange_is_over:
             return
         if self._head_sent:
             event = self._forward.response.interrupt(code, message)
             if event:
                 self._last_words = chunk(event) if self._body_framed_as_chunks else event
-        outcome = "session_closed" if code == "session_closed" else "shutdown"
+        outcome = "shutdown" if code == "draining" else code
         self._conclude(outcome, Fault.GATEWAY, Refused(code, message))
 
     def check(self, now: float, downstream_idle: float) -> None:

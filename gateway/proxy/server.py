@@ -148,11 +148,26 @@ class Proxy:
             if not drivers:
                 del self._live[session_id]
 
-    def cut_session(self, session_id: str) -> int:
+    def cut_session(self, session_id: str, code: str, message: str) -> int:
         """Cut every live call of a session; return how many there were."""
-        drivers = list(self._live.get(session_id, ()))
+        return self._cut(list(self._live.get(session_id, ())), code, message)
+
+    def cut_provider(self, provider: str, code: str, message: str) -> int:
+        """Cut every live call with a provider; return how many there were."""
+        live = [
+            each for calls in self._live.values() for each in calls if each.provider == provider
+        ]
+        return self._cut(live, code, message)
+
+    def cut_replaced(self) -> int:
+        """Cut every live call whose key was replaced, and has no overlap left; return how many."""
+        live = [each for calls in self._live.values() for each in calls if each.has_lost_its_key]
+        return self._cut(live, "key_replaced", "The session's key was replaced.")
+
+    @staticmethod
+    def _cut(drivers: list[Driver], code: str, message: str) -> int:
         for driver in drivers:
-            driver.cut("session_closed", "The session was closed.")
+            driver.cut(code, message)
         return len(drivers)
 
     # --- issuers' keys ---

@@ -194,6 +194,7 @@ _HELP = {
     "audit_lost_events": "Events that the mode `async` let go unrecorded, and the log does not say yet.",
     "sessions_open": "Open sessions.",
     "workers_ready": "Workers that serve.",
+    "kills_standing": "Kills that operators have placed and not lifted.",
 }
 
 

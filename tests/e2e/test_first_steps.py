@@ -47,6 +47,7 @@ def at(gateway: Gateway, text: str) -> str:
     return (
         text.replace("127.0.0.1:8080", f"127.0.0.1:{gateway.proxy}")
         .replace("127.0.0.1:8081", f"127.0.0.1:{gateway.sessions}")
+        .replace("127.0.0.1:8082", f"127.0.0.1:{gateway.admin}")
         .replace("veklom token dev", f"veklom token dev --sessions {sessions_url(gateway)}")
         .replace(".venv/bin/veklom", f"{sys.executable} -m gateway")
         .replace("sk-...", KEY)
@@ -71,7 +72,9 @@ async def shell(script: str, **environment: str) -> str:
 
 async def test_the_readmes_session_and_call(gateway: Gateway, provider: Provider) -> None:
     """Its curl opens a session with a development identity, and its Python calls with the token."""
-    session = json.loads(await shell(at(gateway, block("sh", "curl"))))
+    session = json.loads(
+        await shell(at(gateway, block("sh", "token dev --subject alice --tenant acme)")))
+    )
 
     async def answer(it: Exchange) -> None:
         await it.reply(json.dumps(COMPLETION).encode())
@@ -84,6 +87,31 @@ async def test_the_readmes_session_and_call(gateway: Gateway, provider: Provider
     assert told == "One that is on record.\n"
     (received,) = provider.received
     assert received.values(b"authorization") == [b"Bearer " + KEY.encode()]
+
+
+async def test_the_readmes_rotation_and_kill(gateway: Gateway) -> None:
+    """Its curl replaces the session's key; its others stop a tenant, list that, and lift it."""
+    identity = await asyncio.to_thread(gateway.identity)
+    session = await asyncio.to_thread(
+        gateway.post, "/v1/sessions", {"keys": {"openai": KEY}}, identity
+    )
+    rotated = await shell(
+        at(gateway, block("sh", "/rotate")),
+        SESSION_ID=session["session_id"], IDENTITY=identity, SESSION_TOKEN=session["token"],
+    )  # fmt: skip
+    assert json.loads(rotated)["session_id"] == session["session_id"]
+    script = at(gateway, block("sh", "/admin/v1/kill"))
+    begin, _, lift = script.partition("curl -s -X DELETE")
+    placed, listed = map(
+        json.loads, (await shell(begin.replace("\ncurl", "\necho; curl"))).split("\n")[1:]
+    )
+    assert listed["kills"] == [{name: placed[name] for name in listed["kills"][0]}]
+    assert placed["closed_sessions"] == 1
+    operator = begin.partition("\n")[0] + "\n"
+    lifted = json.loads(
+        await shell(operator + "curl -s -X DELETE" + lift, KILL_ID=placed["kill_id"])
+    )
+    assert lifted["kill_id"] == placed["kill_id"]
 
 
 async def test_the_readmes_operation(gateway: Gateway) -> None:

@@ -38,6 +38,7 @@ from keys.region import SecretRegion
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, seal_session
 from keys.vault import SessionVault
+from policies.kills import Kill, KillTable, Scope
 from policies.request import Principal
 from policies.rules import load_policy_set
 
@@ -80,7 +81,8 @@ class House:
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
         self.region = SecretRegion.open(slots=2)
-        self.sessions = SessionTable(SessionVault(self.region, BOOT_KEY))
+        self.sessions = SessionTable(SessionVault(self.region, BOOT_KEY), self.clock)
+        self.kills = KillTable()
         self.tokens = SessionTokenIssuer("test", secrets.token_bytes(32))
         self.issuer = DevelopmentIssuer()
         self.identities = TokenVerifier((DEVELOPMENT,))
@@ -92,6 +94,7 @@ class House:
             sessions=self.sessions,
             policy_set=load_policy_set([("p.yaml", POLICY)], frozenset({"openai"})),
             limiter=MemoryLimiter(self.clock),
+            kills=self.kills,
             limits=BodyLimits(buffered=1000, streamed=0),
             metrics=CallMetrics(),
             refusals=self.refusals,
@@ -99,7 +102,8 @@ class House:
         )
         self.record = SessionRecord(
             session_id="ab" * 16, tenant=ALICE.tenant, issuer=ALICE.issuer, subject=ALICE.subject,
-            generation=1, created_at=NOW, expires_at=NOW + 100, idle_seconds=100, credentials=(),
+            generation=1, revision=1, created_at=NOW, expires_at=NOW + 100, idle_seconds=100,
+            credentials=(),
         )  # fmt: skip
         self.token = self.open()
 
@@ -309,6 +313,34 @@ def test_a_session_closed_meanwhile_opens_nothing(house: House) -> None:
     assert isinstance(forward, Forward)
     house.sessions.drop(house.record.session_id)
     with pytest.raises(Refused):
+        forward.compose()
+    assert house.region.free == free
+
+
+def kill(scope: Scope, value: str = "") -> Kill:
+    """Return a kill."""
+    return Kill(kill_id="k1", scope=scope, value=value, reason="r", placed_by="o", placed_at=1)
+
+
+@pytest.mark.parametrize(
+    ("scope", "value"),
+    [(Scope.ALL, ""), (Scope.TENANT, "acme"), (Scope.PROVIDER, "openai"), (Scope.SUBJECT, "alice")],
+)
+def test_what_a_kill_hits_is_refused(house: House, scope: Scope, value: str) -> None:
+    """The caller reads which kill it was; the provider hears nothing."""
+    house.kills.replace([kill(scope, value)])
+    assert code_of(house.tell()) == "killed"
+    house.kills.replace([])
+    assert kinds(house.tell())[-1] == "Finish"
+
+
+def test_a_kill_that_comes_late_composes_no_head(house: House) -> None:
+    """Between the verdict and the connection an operator may stop the provider: nothing leaves."""
+    free = house.region.free
+    forward = house.tell()[2]
+    assert isinstance(forward, Forward)
+    house.kills.replace([kill(Scope.PROVIDER, "openai")])
+    with pytest.raises(Refused, match="k1"):
         forward.compose()
     assert house.region.free == free
 

@@ -15,6 +15,7 @@ from gateway.relay import (
     IssuerKeys,
     KeepCounts,
     KeysNeeded,
+    LetStand,
     Message,
     PutSession,
     Ready,
@@ -27,13 +28,16 @@ from gateway.relay import (
     encode_frame,
 )
 from keys.session import SealedCredential, SessionRecord
+from policies.kills import Kill, Scope
 from policies.request import Principal
 
 RECORD = SessionRecord(
-    session_id="s", tenant="acme", issuer="i", subject="alice", generation=1, created_at=1,
+    session_id="s", tenant="acme", issuer="i", subject="alice", generation=1, revision=1, created_at=1,
     expires_at=2, idle_seconds=3,
     credentials=(
-        SealedCredential(provider="p", origin="https://h", sealed=b"\x00\xff", fingerprint="f"),
+        SealedCredential(
+            provider="p", origin="https://h", sealed=b"\x00\xff", fingerprint="f", revision=1
+        ),
     ),
 )  # fmt: skip
 PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme", roles=frozenset({"dev"}))
@@ -41,6 +45,19 @@ EVERY: list[Message] = [
     SessionKey(public_key=bytes(32)),
     PutSession(n=1, principal=PRINCIPAL, record=RECORD, label="l", used_at=1.5),
     DropSession(n=2, session_id="s", reason="closed"),
+    LetStand(
+        n=3,
+        kills=(
+            Kill(
+                kill_id="k",
+                scope=Scope.TENANT,
+                value="acme",
+                reason="r",
+                placed_by="o",
+                placed_at=1,
+            ),
+        ),
+    ),
     IssuerKeys(issuer="i", jwks=b"{}"),
     IssuerKeys(issuer="i", jwks=None),
     IssuerAbsent(issuer="i"),

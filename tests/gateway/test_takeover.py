@@ -12,6 +12,7 @@ def held(session_id: str, generation: int = 1, used_at: float = 10.0) -> Held:
     """Return a session as a worker holds it."""
     record = SessionRecord(
         session_id=session_id, tenant="acme", issuer="i", subject="alice", generation=generation,
+        revision=generation,
         created_at=1, expires_at=100 + generation, idle_seconds=3, credentials=(),
     )  # fmt: skip
     principal = Principal(issuer="i", subject="alice", tenant="acme")
@@ -39,7 +40,7 @@ def held(session_id: str, generation: int = 1, used_at: float = 10.0) -> Held:
 def test_only_what_all_hold_was_open(
     holdings: list[list[Held]], adopted: list[tuple[str, int]], half_open: list[str]
 ) -> None:
-    """What all hold goes on, in the generation whose token its owner has; the rest is destroyed."""
+    """What all hold goes on, in the revision that its owner knows; the rest is destroyed."""
     takeover = settle(holdings)
     found = [(each.record.session_id, each.record.generation) for each in takeover.adopted]
     assert found == adopted

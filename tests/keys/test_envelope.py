@@ -19,6 +19,7 @@ BINDING = Binding(
     origin="https://api.openai.com",
     session_id="ab" * 16,
     generation=1,
+    revision=1,
     expires_at=2_000_000_000,
 )
 KEY = bytes(range(32))

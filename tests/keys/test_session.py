@@ -1,11 +1,20 @@
-"""Opening and renewing a session: the record and the secret open keys together, neither alone."""
+"""Opening, renewing and rotating: the record and the secret open keys together, neither alone."""
+
+from dataclasses import replace
 
 import pytest
 
-from keys.errors import UnsealFailed
+from keys.errors import NoCredential, UnsealFailed
 from keys.region import SecretRegion
 from keys.secret import Secret
-from keys.session import Deposit, SessionRecord, fingerprint, renew_session, seal_session
+from keys.session import (
+    Deposit,
+    SessionRecord,
+    fingerprint,
+    renew_session,
+    rotate_session,
+    seal_session,
+)
 from keys.vault import SessionVault
 
 BOOT_KEY = b"b" * 32
@@ -17,6 +26,7 @@ BLANK = SessionRecord(
     issuer="https://idp",
     subject="alice",
     generation=1,
+    revision=1,
     created_at=1,
     expires_at=100,
     idle_seconds=10,
@@ -33,11 +43,9 @@ def opened() -> tuple[SessionRecord, bytearray]:
 def use(record: SessionRecord, secret: bytes | bytearray) -> bytes:
     """Return the credential, by the way that a worker takes."""
     vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), BOOT_KEY)
-    vault.put(record)
-    slot = vault.compose_head(
-        record.session_id, secret, "openai", "https://api.openai.com", b"", b""
-    )
-    return bytes(slot.view)
+    vault.put(record, 0.0)
+    key = vault.find(record.session_id, "openai", "https://api.openai.com")
+    return bytes(vault.compose_head(key, secret, b"", b"").view)
 
 
 def test_the_record_holds_neither_half_in_clear() -> None:
@@ -84,6 +92,53 @@ def test_renewal_needs_the_secret() -> None:
     record, _ = opened()
     with pytest.raises(UnsealFailed):
         renew_session(record, bytes(32), 500)
+
+
+def deposit(provider: str = "openai", key: bytes = b"sk-another") -> Deposit:
+    """Return another key, as it came in."""
+    return Deposit(
+        provider=provider, origin="https://api.openai.com", credential=Secret(bytearray(key))
+    )
+
+
+def test_a_rotated_session_opens_the_new_key_with_the_same_secret() -> None:
+    """Rotation keeps secret and generation, counts the revision, and names the new key."""
+    record, secret = opened()
+    rotated = rotate_session(record, secret, [deposit()], b"f" * 32, overlap_seconds=7)
+    assert (rotated.generation, rotated.revision, rotated.overlap_seconds) == (1, 2, 7)
+    assert use(rotated, secret) == b"sk-another"
+    assert rotated.credentials[0].fingerprint != record.credentials[0].fingerprint
+    assert use(renew_session(rotated, secret, 500), secret) == b"sk-another"
+
+
+def test_a_replaced_key_cannot_pass_for_its_successor() -> None:
+    """The old sealed form does not open as one of the new revision."""
+    record, secret = opened()
+    rotated = rotate_session(record, secret, [deposit()], b"f" * 32, overlap_seconds=7)
+    old = replace(record.credentials[0], revision=rotated.credentials[0].revision)
+    with pytest.raises(UnsealFailed):
+        use(replace(rotated, credentials=(old,)), secret)
+
+
+def test_rotation_leaves_other_keys_as_they_are() -> None:
+    """Only the provider that is named gets another key."""
+    both = [
+        Deposit(provider=name, origin="https://api.openai.com", credential=Secret(PLAIN))
+        for name in ("openai", "mistral")
+    ]
+    record, secret = seal_session(BLANK, both, b"f" * 32)
+    rotated = rotate_session(record, secret, [deposit("mistral")], b"f" * 32, overlap_seconds=0)
+    assert rotated.credentials[0] == record.credentials[0]
+    assert use(rotated, secret) == PLAIN
+
+
+def test_rotation_needs_the_secret_and_a_key_to_replace() -> None:
+    """Without the session's own secret, or for a provider it has no key for, nothing is replaced."""
+    record, secret = opened()
+    with pytest.raises(UnsealFailed):
+        rotate_session(record, bytes(32), [deposit()], b"f" * 32, overlap_seconds=0)
+    with pytest.raises(NoCredential):
+        rotate_session(record, secret, [deposit("mistral")], b"f" * 32, overlap_seconds=0)
 
 
 def test_a_fingerprint_names_a_key_and_tells_nothing() -> None:

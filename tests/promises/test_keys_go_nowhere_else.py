@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import json
+import os
+import socket
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -29,6 +32,62 @@ async def call(gateway: Gateway, token: str) -> Response:
 def everything_written(gateway: Gateway) -> bytes:
     """Return what the gateway has in files: log, audit, configuration, state."""
     return b"".join(path.read_bytes() for path in gateway.folder.rglob("*") if path.is_file())
+
+
+ETH_P_ALL = 3
+IP_HEADER_AT, IPV4, TCP = 14, 0x0800, 6
+
+
+class Capture:
+    """Every TCP segment that this machine sends or receives, on whatever interface."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024 * 1024)
+        self._socket.setblocking(False)
+
+    def segments(self) -> list[tuple[int, int, bytes]]:
+        """Return source port, destination port and packet of each that was seen so far."""
+        seen: list[tuple[int, int, bytes]] = []
+        while True:
+            try:
+                frame = self._socket.recv(65_600)
+            except BlockingIOError:
+                return seen
+            packet = frame[IP_HEADER_AT:]
+            ports_at = (packet[0] & 15) * 4 if packet else 0
+            if frame[12:14] != IPV4.to_bytes(2, "big") or packet[9] != TCP:
+                assert KEY.encode() not in frame, "a key in something that is no TCP"
+                continue
+            source, destination = struct.unpack_from(">HH", packet, ports_at)
+            seen.append((source, destination, packet))
+
+    def close(self) -> None:
+        """Stop capturing."""
+        self._socket.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may capture packets")
+async def test_packets_with_the_key_go_to_the_gateway_and_the_provider(
+    provider: Provider, gateway: Gateway
+) -> None:
+    """Of all that leaves and enters the machine, only deposit and upstream call carry the key."""
+    capture = Capture()
+    try:
+        identity = await asyncio.to_thread(gateway.identity)
+        session = await asyncio.to_thread(
+            gateway.post, "/v1/sessions", {"keys": {"openai": KEY}}, identity
+        )
+        for body in (b'{"model":"m"}', b'{"model":"m","stream":true}', b"no json"):
+            await exchange(gateway.proxy, request(session["token"], body))
+        await asyncio.to_thread(gateway.metrics)
+        await asyncio.to_thread(gateway.stop)
+        segments = capture.segments()
+    finally:
+        capture.close()
+    carrying = {destination for _, destination, packet in segments if KEY.encode() in packet}
+    assert carrying == {gateway.sessions, provider.port}
+    assert gateway.admin in {destination for _, destination, _ in segments}
 
 
 @pytest.mark.parametrize("location", ["//{other}/v1/x", "http://{other}/v1/x", "/v1/other"])

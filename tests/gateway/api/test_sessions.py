@@ -29,6 +29,7 @@ from gateway.audit.event import (
     SessionOpened,
     SessionRefused,
     SessionRenewed,
+    SessionRotated,
 )
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
@@ -42,6 +43,7 @@ from keys.secret import Secret
 from keys.session import Deposit, SessionRecord
 from keys.signing import Signer, Verifier
 from keys.vault import SessionVault
+from policies.kills import Kill, KillTable, Scope
 from policies.request import Principal
 
 BOOT_KEY = b"b" * 32
@@ -87,7 +89,16 @@ class Worker:
         """Serve, or fail to."""
         self._check()
         self.records[record.session_id] = record
-        self.vault.put(record)
+        self.vault.put(record, 0.0)
+
+    def use(self, session_id: str, secret: bytes) -> bytes:
+        """Return the key, as a call would use it."""
+        key = self.vault.find(session_id, "openai", "https://api.openai.com")
+        slot = self.vault.compose_head(key, secret, b"", b"")
+        try:
+            return bytes(slot.view)
+        finally:
+            slot.release()
 
     async def drop(self, session_id: str, _reason: str) -> int:
         """Forget; three calls were live."""
@@ -106,24 +117,31 @@ class House:
         self.events: list[Event] = []
         self.audit_works = True
         self.is_draining = False
+        self.kills = KillTable()
         tokens = SessionTokenIssuer("test", bytes(range(32)))
         self.ledger = SessionLedger(
             fleet=self.worker,
             tokens=tokens,
             record=self.record,
             fingerprint_key=b"f" * 32,
-            limits=Sessions(default_ttl=3600, max_ttl=7200, idle=600, per_subject=2, total=3),
+            kills=self.kills,
+            limits=Sessions(
+                default_ttl=3600, max_ttl=7200, idle=600, overlap=60, per_subject=2, total=3
+            ),
             clock=self.clock,
         )
         openai = Provider.from_url(
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
+        )
+        mistral = Provider.from_url(
+            "mistral", "openai", "https://api.mistral.ai/v1", request_stream_usage=True
         )
         self.refusals = RefusalBudget(self.clock)
         self.api = SessionsApi(
             ledger=self.ledger,
             verify_identity=self.verify,
             session_tokens=SessionTokenVerifier(tokens.public_key, "test"),
-            providers={"openai": openai},
+            providers={"openai": openai, "mistral": mistral},
             record=self.record,
             refusals=self.refusals,
             proxy_url="http://proxy",
@@ -193,10 +211,7 @@ async def test_opening_grants_a_token_that_opens_the_key(house: House) -> None:
     assert body["providers"]["openai"]["base_url"] == "http://proxy/openai/v1"
     assert KEY not in json.dumps(body)
     secret = session_secret(body["token"].encode())
-    slot = house.worker.vault.compose_head(
-        body["session_id"], secret, "openai", "https://api.openai.com", b"", b""
-    )
-    assert slot.view == KEY.encode()
+    assert house.worker.use(body["session_id"], secret) == KEY.encode()
     [opened] = house.events
     assert isinstance(opened, SessionOpened)
     assert opened.deposit == "plain"
@@ -312,6 +327,87 @@ async def test_closing_destroys_and_says_what_it_cut(house: House) -> None:
     assert not house.worker.records
     assert isinstance(house.events[-1], SessionClosed)
     assert (await house.ask("DELETE", path))[0] == 404
+
+
+ROTATE = {"keys": {"openai": "sk-second"}, "overlap_seconds": 5}
+
+
+async def test_rotating_replaces_the_key_under_the_same_token(house: House) -> None:
+    """Whoever has the token calls with the new key; the record names both, and neither in clear."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path, token = f"/v1/sessions/{body['session_id']}/rotate", body["token"]
+    status, rotated, head = await house.ask("POST", path, ROTATE, session=token)
+    assert (status, b"connection: close" in head) == (200, True)
+    assert rotated["generation"] == body["generation"]
+    assert "token" not in rotated
+    assert house.worker.use(body["session_id"], session_secret(token.encode())) == b"sk-second"
+    event = house.events[-1]
+    assert isinstance(event, SessionRotated)
+    old = body["providers"]["openai"]["fingerprint"]
+    new = rotated["providers"]["openai"]["fingerprint"]
+    assert (event.replaced, event.credentials[0].fingerprint) == ((old,), new)
+    assert event.overlap_seconds == house.worker.records[body["session_id"]].overlap_seconds == 5
+    renew = f"/v1/sessions/{body['session_id']}/renew"
+    assert (await house.ask("POST", renew, session=token))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "who", "with_token", "status", "code"),
+    [
+        (ROTATE, "alice", False, 401, "session_required"),
+        (ROTATE, "bob", True, 404, "session_not_found"),
+        (ROTATE, "", True, 401, "no_credentials"),
+        ({"keys": {"mistral": "sk-m"}}, "alice", True, 400, "invalid_body"),
+        ({"keys": {"nobody": "sk-m"}}, "alice", True, 400, "unknown_provider"),
+        ({"keys": {}}, "alice", True, 400, "invalid_body"),
+        ({**ROTATE, "overlap_seconds": 3601}, "alice", True, 400, "invalid_body"),
+        ({**ROTATE, "overlap_seconds": -1}, "alice", True, 400, "invalid_body"),
+        ({**ROTATE, "label": "x"}, "alice", True, 400, "invalid_body"),
+    ],
+)
+async def test_only_the_owner_with_the_token_rotates(
+    house: House, *, asked: object, who: str, with_token: bool, status: int, code: str
+) -> None:
+    """Anything else is refused, on record, and the key stays."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path, token = f"/v1/sessions/{body['session_id']}/rotate", body["token"]
+    seen, answer, _ = await house.ask(
+        "POST", path, asked, who=who, session=token if with_token else ""
+    )
+    assert (seen, answer["code"]) == (status, code)
+    assert house.worker.use(body["session_id"], session_secret(token.encode())) == KEY.encode()
+    assert isinstance(house.events[-1], SessionRefused)
+
+
+async def test_a_rotation_that_cannot_be_recorded_changes_nothing(house: House) -> None:
+    """Without evidence the old key stays, here and with the workers."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path, token = f"/v1/sessions/{body['session_id']}/rotate", body["token"]
+    house.audit_works = False
+    assert (await house.ask("POST", path, ROTATE, session=token))[0] == 503
+    house.audit_works = True
+    assert house.worker.use(body["session_id"], session_secret(token.encode())) == KEY.encode()
+    assert (await house.ask("POST", path, ROTATE, session=token))[0] == 200
+
+
+async def test_a_key_that_a_kill_hits_does_not_come_in_by_rotation(house: House) -> None:
+    """Neither a stopped key nor one for a stopped provider replaces another."""
+    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    path, token = f"/v1/sessions/{body['session_id']}/rotate", body["token"]
+    house.kills.replace(
+        [
+            Kill(
+                kill_id="k",
+                scope=Scope.PROVIDER,
+                value="openai",
+                reason="r",
+                placed_by="o",
+                placed_at=1,
+            )
+        ]
+    )
+    status, answer, _ = await house.ask("POST", path, ROTATE, session=token)
+    assert (status, answer["code"]) == (403, "killed")
 
 
 def deposit() -> Deposit:
@@ -495,10 +591,7 @@ async def test_a_sealed_deposit_opens_a_session(house: House) -> None:
     status, body, _ = await house.ask("POST", "/v1/sessions", sealed(key))
     assert status == 201
     secret = session_secret(body["token"].encode())
-    slot = house.worker.vault.compose_head(
-        body["session_id"], secret, "openai", "https://api.openai.com", b"", b""
-    )
-    assert slot.view == KEY.encode()
+    assert house.worker.use(body["session_id"], secret) == KEY.encode()
     [opened] = house.events
     assert isinstance(opened, SessionOpened)
     assert opened.deposit == "hpke"

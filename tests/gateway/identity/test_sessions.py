@@ -2,6 +2,7 @@
 
 import pytest
 
+from gateway.clock import SystemClock
 from gateway.errors import Refused
 from gateway.identity.sessions import SessionTable
 from keys.region import SecretRegion
@@ -15,7 +16,7 @@ PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme")
 def record(session_id: str) -> SessionRecord:
     """Return a session without credentials."""
     return SessionRecord(
-        session_id=session_id, tenant="acme", issuer="i", subject="alice", generation=1,
+        session_id=session_id, tenant="acme", issuer="i", subject="alice", generation=1, revision=1,
         created_at=1, expires_at=100, idle_seconds=3, credentials=(),
     )  # fmt: skip
 
@@ -23,7 +24,9 @@ def record(session_id: str) -> SessionRecord:
 @pytest.fixture
 def table() -> SessionTable:
     """A table with two sessions."""
-    table = SessionTable(SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32))
+    table = SessionTable(
+        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32), SystemClock()
+    )
     table.put(PRINCIPAL, record("one"), label="l", used_at=5.0)
     table.put(PRINCIPAL, record("two"))
     return table
