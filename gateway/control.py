@@ -27,6 +27,7 @@ from gateway.api.kills import FILE_NAME, KillFile, KillSwitch
 from gateway.api.ledger import Entry, SessionLedger
 from gateway.api.operators import Operators
 from gateway.api.quiet import serve
+from gateway.api.receipts import Receipts
 from gateway.api.sessions import SessionsApi
 from gateway.audit.event import (
     ConfigurationLoaded,
@@ -131,11 +132,9 @@ class Control:
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
-        self._deposit_keys = DepositKeys(
-            DepositKeyRing(boot.config.name),
-            load_signer(Path(boot.config.state_dir), boot.config.origin),
-            self._clock,
-        )
+        signer = load_signer(Path(boot.config.state_dir), boot.config.origin)
+        self._deposit_keys = DepositKeys(DepositKeyRing(boot.config.name), signer, self._clock)
+        self._receipts = Receipts(Path(boot.config.audit.directory), signer, self._clock)
         self._journal = open_journal(boot, self._clock, loop)
         self._keeper = keeper_of(boot, self._clock, self._record)
         self._kill_file = KillFile(Path(boot.config.state_dir) / FILE_NAME)
@@ -230,6 +229,7 @@ class Control:
             clock=self._clock,
             development=self._development,
             deposit_keys=self._deposit_keys,
+            receipts=self._receipts,
             is_draining=self._is_ending,
         )
         operators = Operators(

@@ -10,6 +10,7 @@ from gateway.api.deposit_keys import DepositKeys
 from gateway.api.deposits import MAX_BODY_BYTES, read_open_request, read_rotate_request
 from gateway.api.ledger import Entry, Recorder, SessionLedger, wipe
 from gateway.api.quiet import body_of, presented, problems
+from gateway.api.receipts import Receipts
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
@@ -53,6 +54,7 @@ class SessionsApi:
         sessions_url: str,
         clock: Clock,
         deposit_keys: DepositKeys,
+        receipts: Receipts,
         development: DevelopmentIssuer | None,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -66,6 +68,7 @@ class SessionsApi:
         self._sessions_url = sessions_url
         self._clock = clock
         self._deposit_keys = deposit_keys
+        self._receipts = receipts
         self._development = development
         self._is_draining = is_draining
 
@@ -84,6 +87,7 @@ class SessionsApi:
                 web.get("/.well-known/veklom-hpke", self.published_keys),
             ]
         )
+        app.add_routes(self._receipts.routes(self._caller))
         if self._development is not None:
             app.add_routes([web.post("/dev/token", self.development_token)])
         return app
@@ -206,7 +210,10 @@ class SessionsApi:
             raise Refused(
                 "audit_unavailable", "The session is closed, but that could not be recorded."
             ) from None
-        return web.json_response({"session_id": entry.record.session_id, "cut_calls": cut})
+        receipt = self._receipts.of_session(entry, cut)
+        return web.json_response(
+            {"session_id": entry.record.session_id, "cut_calls": cut, "receipt": receipt}
+        )
 
     async def development_token(self, request: web.Request) -> web.Response:
         """Mint a development identity."""

@@ -81,14 +81,14 @@ class Journal:
     """A process's log, and whatever follows it. All methods belong to the event loop's thread."""
 
     def __init__(self, place: JournalPlace, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
-        self.durable_events = 0
         self._place = place
+        self._durable_before = 0
         self._clock = clock
         self._loop = loop
         # The writer's thread says whose log failed: what the operational log binds is the caller's.
         self._context = contextvars.copy_context()
         self._logs = 1
-        self._begin(_Log(self._place.directory, self._place.origin, self))
+        self._begin(self._new(place.directory, place.origin))
 
     @classmethod
     def open(cls, place: JournalPlace, *, clock: Clock, loop: asyncio.AbstractEventLoop) -> Self:
@@ -98,6 +98,11 @@ class Journal:
             OSError: The folder cannot be made or written.
         """
         return cls(place, clock, loop)
+
+    @property
+    def durable_events(self) -> int:
+        """Return how many events this process has on the disk, in all of its logs."""
+        return self._durable_before + self._log.durable
 
     @property
     def origin(self) -> str:
@@ -138,11 +143,12 @@ class Journal:
         place = self._place
         directory = place.directory.with_name(f"{place.directory.name}.{self._logs}")
         try:
-            new = _Log(directory, f"{place.origin}.{self._logs}", self)
+            new = self._new(directory, f"{place.origin}.{self._logs}")
         except OSError:
             self._logs -= 1
             return False
         before.retire()
+        self._durable_before += before.durable
         self._begin(new)
         self.append(
             LogGap(
@@ -152,6 +158,9 @@ class Journal:
         )  # fmt: skip
         log.warning("audit.renewed", path=str(directory), count=before.lost)
         return True
+
+    def _new(self, directory: Path, origin: str) -> "_Log":
+        return _Log(directory, origin, self._place, self._clock, self._loop, self._context)
 
     def _begin(self, new: "_Log") -> None:
         self._log = new
@@ -170,8 +179,15 @@ class Journal:
 class _Log:
     """One log, its queue and its thread."""
 
-    def __init__(self, directory: Path, origin: str, journal: Journal) -> None:
-        place = journal._place
+    def __init__(  # noqa: PLR0913, PLR0917 - what a log is made of
+        self,
+        directory: Path,
+        origin: str,
+        place: JournalPlace,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+    ) -> None:
         self.origin = origin
         self.failure: AuditUnavailable | None = None
         self.durable = 0
@@ -179,10 +195,10 @@ class _Log:
         self.pending_events = 0
         self._pending_bytes = 0
         self._next = 0
-        self._journal = journal
-        self._loop = journal._loop
-        self._clock = journal._clock
-        self._envelope = Envelope(origin, journal._clock)
+        self._loop = loop
+        self._clock = clock
+        self._context = context
+        self._envelope = Envelope(origin, clock)
         self.keys = place.draw_keys(origin)
         self.writer = LogWriter.create(
             directory,
@@ -286,7 +302,7 @@ class _Log:
                 step()
             except Exception as error:  # noqa: BLE001 - whatever broke, the log has failed
                 self.failure = AuditUnavailable(f"the audit log failed: {type(error).__name__}")
-                self._journal._context.run(self._report, error)
+                self._context.run(self._report, error)
         return self.failure
 
     def _report(self, error: Exception) -> None:
@@ -310,7 +326,6 @@ class _Log:
             self._pending_bytes -= size
             if error is None:
                 self.durable += len(waiters)
-                self._journal.durable_events += len(waiters)
             else:
                 self.lost += len(waiters)
             for waiter in waiters:

@@ -67,13 +67,16 @@ class Keeper:
         self._policy = policy
         self._witnesses = WitnessClient(
             policy.witnesses if policy else {},
-            lambda level, index: self._anchor.files.node(level, index),
+            self._node,
         )
         self._keep_seconds = keep_seconds
         self._named_at: dict[str, float] = {}
         self._final: set[Path] = set()
         self._witnessed_at = self._pruned_at = -ANCHOR_SECONDS - PRUNE_SECONDS
         self._failure = ""
+
+    def _node(self, level: int, index: int) -> bytes:
+        return self._anchor.files.node(level, index)  # of the files as they are by then
 
     async def run(self) -> None:
         """Keep the logs until cancelled."""
@@ -148,13 +151,11 @@ class Keeper:
             BlockingIOError: Another process is at it.
             Damaged, OSError: The anchor cannot be continued.
         """
-        events = []
         now = self._clock.monotonic()
         self._anchor.refresh()
-        for logs in logs_by_process(self._directory):
-            for path in logs:
-                if path not in self._final and (event := self._event_for(path, now)):
-                    events.append(event)
+        paths = [path for logs in logs_by_process(self._directory) for path in logs]
+        live = [path for path in paths if path not in self._final]
+        events = [event for path in live if (event := self._event_for(path, now))]
         if events:
             self._anchor.append(events)
             for event in events:

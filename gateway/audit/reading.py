@@ -67,14 +67,14 @@ def find_call(path: Path, call: str) -> list[tuple[Path, Entry]]:
     needle = b'"call":"%b"' % call.encode()
     found: list[tuple[Path, Entry]] = []
     for log in find_logs(path):
-        for first, segment in LogFiles(log).segments():
+        for _, segment in LogFiles(log).segments():
             stat = segment.stat()
             if stat.st_size and stat.st_mtime >= began - SLACK_SECONDS:
-                found += [(log, entry) for entry in _search(segment, first, needle)]
+                found += [(log, entry) for entry in _search(segment, needle)]
     return sorted(found, key=lambda each: str(each[1].fields["ts"]))
 
 
-def _search(segment: Path, first: int, needle: bytes) -> Iterator[Entry]:
+def _search(segment: Path, needle: bytes) -> Iterator[Entry]:
     with segment.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.find(needle)
         while at >= 0:

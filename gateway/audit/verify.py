@@ -35,7 +35,7 @@ from gateway.audit.tree import Frontier
 from gateway.audit.trust import Delegated, MalformedPolicy, Policy
 from keys.signing import BadSignature, Note, Verifier
 
-__all__ = ["ExitCode", "Trust", "verify_path"]
+__all__ = ["ExitCode", "Trust", "deployment_of", "verify_path"]
 
 ANCHOR: Final = "anchor"
 """The folder of the deployment's log of logs; its checkpoints are signed by the deployment key."""
@@ -91,7 +91,7 @@ class _Said:
     redacted: dict[str, set[int]] = field(default_factory=dict)
     pruned: dict[str, _Line] = field(default_factory=dict)
     durable: dict[str, int] = field(default_factory=dict)
-    open_calls: set[str] = field(default_factory=set)
+    open_calls: dict[str, str] = field(default_factory=dict)
     unbegun: dict[str, str] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
 
@@ -114,18 +114,28 @@ def verify_path(path: Path, key: str | None = None, trust: Trust | None = None) 
     """
     if not path.is_dir():
         raise NotADirectoryError(str(path))
-    trust = trust or Trust(deployment=_verifier(path, key), is_given=key is not None)
+    trust = trust or Trust(deployment=deployment_of(path, key), is_given=key is not None)
     run = _Run(trust)
     for directory in _find_logs(path):
         run.read(directory)
     return run.conclude()
 
 
-def _verifier(path: Path, key: str | None) -> Verifier:
-    """Return the deployment's key: the given one, or the claim that lies beside the logs."""
+def deployment_of(path: Path, key: str | None) -> Verifier:
+    """Return the deployment's key: the given one, or the claim that lies beside the logs.
+
+    Raises:
+        ValueError: The key is malformed.
+        FileNotFoundError: None is given and none is found.
+    """
     if key is not None:
         return Verifier.from_vkey(key)
-    for claim in (path / "vkey", path.parent / "vkey"):
+    for claim in (
+        path / "vkey",
+        path.parent / "vkey",
+        *path.glob("*/vkey"),
+        *path.glob("*/*/vkey"),
+    ):
         if claim.is_file():
             try:
                 return Verifier.from_vkey(claim.read_text(encoding="ascii"))
@@ -198,12 +208,15 @@ class _Run:
                 report.evidence.append(note)
         for log in report.logs:
             self._conclude_log(log)
-        said.closed |= said.unbegun.keys() & said.open_calls
-        for call, where in said.unbegun.items():
-            if call not in said.open_calls and not any(
-                log.begin or log.pruned for log in report.logs
-            ):
-                by_origin[where].findings.append(f"call {call} ended unbegun")
+        # What was lost, erased or not read again may hold the beginning or the end of a call.
+        if not any(log.begin or log.pruned or log.erased or log.lost for log in report.logs):
+            for call, where in said.unbegun.items():
+                if call not in said.open_calls:
+                    by_origin[where].findings.append(f"call {call} ended unbegun")
+            for call, where in said.open_calls.items():
+                is_over = by_origin[where].is_sealed
+                if is_over and call not in said.unbegun and call not in said.closed:
+                    by_origin[where].gaps.append(f"call {call} has no end")
         return report
 
     def _conclude_log(self, log: LogReport) -> None:
@@ -461,11 +474,8 @@ class _LogCheck:
                 except (msgspec.DecodeError, UnicodeDecodeError):
                     report.findings.append(f"event {index} is not an event")
                     return
-                if line.seq != index or line.origin != origin:
-                    report.findings.append(f"event {index} says it is {line.seq} of {line.origin}")
-                    return
-                if report.is_sealed:
-                    report.findings.append(f"event {index} comes after the log was sealed")
+                if line.seq != index or line.origin != origin or report.is_sealed:
+                    report.findings.append(_misplaced(index, line))
                     return
                 if not tally.take(line):
                     return
@@ -573,7 +583,13 @@ class _Tally:
 
     def conclude(self) -> None:
         """Leave to the other logs what this one does not say the end of."""
-        self._said.open_calls |= self._open
+        self._said.open_calls |= dict.fromkeys(self._open, self._report.origin)
+
+
+def _misplaced(index: int, line: _Line) -> str:
+    if line.seq == index:
+        return f"event {index} is of {line.origin}, or comes after the log was sealed"
+    return f"event {index} says it is {line.seq} of {line.origin}"
 
 
 def _note_of(line: bytes) -> str:

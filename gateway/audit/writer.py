@@ -94,7 +94,7 @@ class LogWriter:
         self._notes_room = 0
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913 - what a log is made of
         cls,
         directory: Path,
         origin: str,

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.audit.verify import ExitCode, verify_path
+from keys.signing import Verifier
 from tests.conftest import KEY
 from tests.simulators.gateway import Gateway
 from tests.simulators.provider import Exchange, Provider
@@ -137,3 +140,138 @@ async def test_a_log_that_is_robbed_is_followed_by_another(
     (end,) = gateway.events("call.end")
     assert end["origin"] == gap["origin"]
     assert verify_path(tmp_path / "gateway/audit", vkey(gateway)).exit_code is ExitCode.TAMPERED
+
+
+def audit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `veklom audit`."""
+    command = [sys.executable, "-m", "gateway", "audit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def ask(gateway: Gateway, path: str, identity: str) -> tuple[int, str]:
+    """GET from the sessions listener; return status and body, once the answer is not "ask again"."""
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{gateway.sessions}{path}", headers={"authorization": f"Bearer {identity}"}
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                return error.code, error.read().decode()
+            time.sleep(0.1)  # polling for the next checkpoint, at most a second away
+
+
+async def test_a_caller_gets_a_proof_of_its_own_call(
+    gateway: Gateway, token: str, tmp_path: Path
+) -> None:
+    """The owner's receipt verifies under the pinned key alone; nobody else gets one."""
+    answer = parse(await exchange(gateway.proxy, request(token)))
+    call = answer.values(b"x-veklom-call")[0].decode()
+    alice = await asyncio.to_thread(gateway.identity)
+    status, proof = await asyncio.to_thread(ask, gateway, f"/v1/receipts/{call}", alice)
+    assert status == 200, proof
+    file = tmp_path / "call.tlog-proof"
+    file.write_text(proof)
+    checked = await asyncio.to_thread(audit, "receipt", file, "--key", gateway.folder / "audit/vkey")
+    assert checked.returncode == 0, checked.stderr
+    assert json.loads(checked.stdout)["type"] == "call.end"
+    file.write_text(proof.replace("index ", "index 1"))
+    changed = await asyncio.to_thread(audit, "receipt", file, "--key", gateway.folder / "audit/vkey")
+    assert changed.returncode == 1
+    bob = await asyncio.to_thread(gateway.identity, "bob")
+    for other, path in ((bob, call), (alice, "0" * 32), (alice, "..")):
+        status, _ = await asyncio.to_thread(ask, gateway, f"/v1/receipts/{path}", other)
+        assert status == 404
+
+
+async def test_closing_a_session_gives_a_signed_receipt(gateway: Gateway) -> None:
+    """Who closes a session gets a note of it under the deployment's key."""
+    session = await asyncio.to_thread(gateway.open_session, {"openai": KEY})
+    identity = await asyncio.to_thread(gateway.identity)
+
+    def close() -> dict[str, Any]:
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{gateway.sessions}/v1/sessions/{session['session_id']}",
+            headers={"authorization": f"Bearer {identity}"}, method="DELETE",
+        )  # fmt: skip
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return dict(json.load(answer))
+
+    closed = await asyncio.to_thread(close)
+    text = Verifier.from_vkey(vkey(gateway)).open_note(closed["receipt"])
+    context, _, said = text.partition("\n")
+    assert context == "veklom.session.v1 test"
+    assert json.loads(said)["session_id"] == session["session_id"]
+    assert KEY not in text
+
+
+async def test_the_commands_read_what_was_recorded(
+    gateway: Gateway, token: str, tmp_path: Path
+) -> None:
+    """Every reading command agrees about one call, from the folder and from the auditors' pack."""
+    answer = parse(await exchange(gateway.proxy, request(token)))
+    call = answer.values(b"x-veklom-call")[0].decode()
+    position = answer.values(b"x-veklom-receipt")[0].decode()
+    await asyncio.to_thread(gateway.stop)
+    logs = gateway.folder / "audit"
+    pack = tmp_path / "pack.tar.gz"
+    assert audit("export", logs, pack, "--include", gateway.folder / "policies/test.yaml").returncode == 0
+    for where in (logs, pack):
+        verified = audit("verify", where, "--key", logs / "vkey", "--json")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert json.loads(verified.stdout)["verdict"] == "verified"
+        shown = [json.loads(line) for line in audit("show", where, "--call", call).stdout.splitlines()]
+        assert [each["type"] for each in shown] == ["call.start", "call.end"]
+        proof = tmp_path / "proof"
+        assert audit("prove", where, position, "--out", proof).returncode == 0
+        assert audit("receipt", proof, "--key", logs / "vkey").returncode == 0
+        assert json.loads(audit("stats", where, "--json").stdout)["outcomes"] == {"complete": 1}
+        fingerprint = shown[0]["credential"]
+        found = json.loads(
+            audit("affected", where, "--key-fingerprint", fingerprint, "--format", "json").stdout
+        )
+        assert [row["call"] for row in found["calls"]] == [call]
+        assert len(found["sessions"]) == 1
+        none = audit("affected", where, "--from", "2100-01-01", "--format", "csv").stdout
+        assert len(none.splitlines()) == 1
+    for form in ("ocsf", "ecs", "cloudevents"):
+        out = tmp_path / form
+        assert audit("export", logs, out, "--format", form).returncode == 0
+        assert len(out.read_text().splitlines()) > 5
+    assert json.loads(audit("tail", logs, "-n", "1").stdout)["type"].startswith("log.")
+    assert audit("verify", tmp_path / "missing").returncode == 3
+    shutil.unpack_archive(pack, tmp_path / "unpacked", filter="data")
+    checked = subprocess.run(
+        ["sh", tmp_path / "unpacked/audit-pack/verify.sh"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.count("signed") == 3
+
+
+async def test_erasing_is_seen_unless_it_is_authorised(
+    gateway: Gateway, token: str, tmp_path: Path
+) -> None:
+    """An event that the deployment key's word erases leaves a log that verifies; any other does not."""
+    answer = parse(await exchange(gateway.proxy, request(token)))
+    origin, _, index = answer.values(b"x-veklom-receipt")[0].decode().partition("#")
+    await asyncio.to_thread(gateway.stop)
+    logs = gateway.folder / "audit"
+    (log,) = logs.glob(f"*-{origin.rpartition('/')[2]}")
+    copy = tmp_path / "copy"
+    shutil.copytree(logs, copy)
+    said = audit(
+        "redact", logs, log.name, "--event", index, "--reason", "asked for", "--state-dir",
+        gateway.folder / "state",
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    verified = audit("verify", logs, "--key", logs / "vkey")
+    assert verified.returncode == 0, verified.stdout
+    assert "erased      1 single" in verified.stdout
+    assert "call.start" not in audit("show", logs).stdout
+    # The same without the word for it.
+    shutil.copytree(log, copy / log.name, dirs_exist_ok=True)
+    refused = audit("verify", copy, "--key", logs / "vkey")
+    assert refused.returncode == 1
+    assert "UNAUTHORISED REMOVAL" in refused.stdout
