@@ -151,7 +151,8 @@ def audit(*arguments: object) -> subprocess.CompletedProcess[str]:
 def ask(gateway: Gateway, path: str, identity: str) -> tuple[int, str]:
     """GET from the sessions listener; return status and body, once the answer is not "ask again"."""
     asked = urllib.request.Request(
-        f"http://127.0.0.1:{gateway.sessions}{path}", headers={"authorization": f"Bearer {identity}"}
+        f"http://127.0.0.1:{gateway.sessions}{path}",
+        headers={"authorization": f"Bearer {identity}"},
     )
     while True:
         try:
@@ -174,11 +175,15 @@ async def test_a_caller_gets_a_proof_of_its_own_call(
     assert status == 200, proof
     file = tmp_path / "call.tlog-proof"
     file.write_text(proof)
-    checked = await asyncio.to_thread(audit, "receipt", file, "--key", gateway.folder / "audit/vkey")
+    checked = await asyncio.to_thread(
+        audit, "receipt", file, "--key", gateway.folder / "audit/vkey"
+    )
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout)["type"] == "call.end"
     file.write_text(proof.replace("index ", "index 1"))
-    changed = await asyncio.to_thread(audit, "receipt", file, "--key", gateway.folder / "audit/vkey")
+    changed = await asyncio.to_thread(
+        audit, "receipt", file, "--key", gateway.folder / "audit/vkey"
+    )
     assert changed.returncode == 1
     bob = await asyncio.to_thread(gateway.identity, "bob")
     for other, path in ((bob, call), (alice, "0" * 32), (alice, "..")):
@@ -217,12 +222,17 @@ async def test_the_commands_read_what_was_recorded(
     await asyncio.to_thread(gateway.stop)
     logs = gateway.folder / "audit"
     pack = tmp_path / "pack.tar.gz"
-    assert audit("export", logs, pack, "--include", gateway.folder / "policies/test.yaml").returncode == 0
+    assert (
+        audit("export", logs, pack, "--include", gateway.folder / "policies/test.yaml").returncode
+        == 0
+    )
     for where in (logs, pack):
         verified = audit("verify", where, "--key", logs / "vkey", "--json")
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert json.loads(verified.stdout)["verdict"] == "verified"
-        shown = [json.loads(line) for line in audit("show", where, "--call", call).stdout.splitlines()]
+        shown = [
+            json.loads(line) for line in audit("show", where, "--call", call).stdout.splitlines()
+        ]
         assert [each["type"] for each in shown] == ["call.start", "call.end"]
         proof = tmp_path / "proof"
         assert audit("prove", where, position, "--out", proof).returncode == 0
@@ -244,7 +254,10 @@ async def test_the_commands_read_what_was_recorded(
     assert audit("verify", tmp_path / "missing").returncode == 3
     shutil.unpack_archive(pack, tmp_path / "unpacked", filter="data")
     checked = subprocess.run(
-        ["sh", tmp_path / "unpacked/audit-pack/verify.sh"], capture_output=True, text=True, check=False
+        ["sh", tmp_path / "unpacked/audit-pack/verify.sh"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.count("signed") == 3

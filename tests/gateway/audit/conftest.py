@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.audit.event import CallEnd, Event, ProcessStarted, UsageRecord
+from gateway.audit.event import CallEnd, CallStart, Event, ProcessStarted, UsageRecord
 from gateway.audit.journal import AuditUnavailable, Journal, JournalPlace
 from gateway.audit.trust import LogKeys
 from gateway.clock import SystemClock
@@ -18,6 +18,15 @@ SIGNER = Signer("test", bytes(range(32)))
 def started(role: str = "test") -> Event:
     """Return some event."""
     return ProcessStarted(role=role, run=1, version="1")
+
+
+def begun(call: str) -> CallStart:
+    """Return the start of a call."""
+    return CallStart(
+        call=call, tenant="acme", issuer="i", subject="s", session="x", provider="openai",
+        operation="chat", dialect="openai", model="m", stream=False, max_tokens=0, request_bytes=1,
+        client_address="127.0.0.1", rules=("r",), policy="sha256:0", credential="f", upstream="u",
+    )  # fmt: skip
 
 
 def ended(call: str) -> CallEnd:

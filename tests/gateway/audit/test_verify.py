@@ -15,23 +15,13 @@ from hypothesis import strategies as st
 from gateway import cli
 from gateway.audit import writer as writer_module
 from gateway.audit.checkpoint import Checkpoint
-from gateway.audit.event import CallStart
 from gateway.audit.tree import Frontier
 from gateway.audit.trust import LogKeys
 from gateway.audit.verify import ExitCode, verify_path
 from keys.signing import Signer
-from tests.gateway.audit.conftest import SIGNER, appended, ended, open_log, started
+from tests.gateway.audit.conftest import SIGNER, appended, begun, ended, open_log, started
 
 MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "delegation")
-
-
-def begun(call: str) -> CallStart:
-    """Return the start of a call."""
-    return CallStart(
-        call=call, tenant="acme", issuer="i", subject="s", session="x", provider="openai",
-        operation="chat", dialect="openai", model="m", stream=False, max_tokens=0, request_bytes=1,
-        client_address="127.0.0.1", rules=("r",), policy="sha256:0", credential="f", upstream="u",
-    )  # fmt: skip
 
 
 DRAWN: list[LogKeys] = []
