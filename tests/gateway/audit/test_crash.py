@@ -107,7 +107,7 @@ def test_a_disk_that_fails_at_any_byte(
         fds = [int(each) for each in os.listdir("/proc/self/fd")]  # noqa: PTH208 - numbers, not paths
         for fd in fds:  # the dead writer's lock goes with its process, which here lives on
             try:
-                if os.readlink(f"/proc/self/fd/{fd}").startswith(str(audit)):
+                if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith(str(audit)):
                     os.close(fd)
             except OSError:
                 continue
