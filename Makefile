@@ -13,6 +13,7 @@ demo: $(VENV)/demo.ok
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
 	command -v curl >/dev/null && command -v gcore >/dev/null || { apt-get update && apt-get install -y curl gdb; }
+	command -v go >/dev/null || { apt-get update && apt-get install -y golang-go golang-golang-x-mod-dev; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok

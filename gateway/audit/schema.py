@@ -123,6 +123,7 @@ def to_json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a line."""
     listed, components = msgspec.json.schema_components(kinds(), ref_template="#/$defs/{name}")
     for component in components.values():
+        component["description"] = inspect.cleandoc(component.get("description", ""))
         properties = component.get("properties", {})
         for name, each in properties.items():
             if name in FIELDS:

@@ -286,3 +286,48 @@ async def test_erasing_is_seen_unless_it_is_authorised(
     refused = audit("verify", copy, "--key", logs / "vkey")
     assert refused.returncode == 1
     assert "UNAUTHORISED REMOVAL" in refused.stdout
+
+
+HANGS = """\
+import os, time
+_real = os.fdatasync
+def _hanging(fd):
+    while os.path.exists({flag!r}):
+        time.sleep(0.01)
+    _real(fd)
+os.fdatasync = _hanging
+"""
+
+
+@pytest.mark.parametrize(("durability", "status"), [("strict", 503), ("bounded", 200)])
+async def test_a_disk_that_hangs(
+    tmp_path: Path, provider: Provider, durability: str, status: int
+) -> None:
+    """While no record is durable, no byte of a strict call reaches the provider, and it is refused in time.
+
+    A bounded call goes on. When the disk works again, so does everything, and the log verifies.
+    """
+    flag = tmp_path / "hangs"
+    (tmp_path / "sitecustomize.py").write_text(HANGS.format(flag=str(flag)))
+    gateway = Gateway(
+        tmp_path / "gateway", providers_at(provider), environment={"PYTHONPATH": str(tmp_path)},
+        extra={"audit": {
+            "directory": str(tmp_path / "gateway/audit"), "durability": durability, "wait": "500ms",
+        }},
+    )  # fmt: skip
+    await asyncio.to_thread(gateway.__enter__)
+    try:
+        token = (await asyncio.to_thread(gateway.open_session, {"openai": KEY}))["token"]
+        flag.touch()
+        assert parse(await exchange(gateway.proxy, request(token))).status == status
+        assert len(provider.received) == (status == 200)
+        flag.unlink()
+        for _ in range(3):
+            assert parse(await exchange(gateway.proxy, request(token))).status == 200
+    finally:
+        flag.unlink(missing_ok=True)
+        await asyncio.to_thread(gateway.__exit__)
+    (opened, *_) = gateway.events("log.opened")
+    assert opened["durability"] == durability
+    late = [each for each in gateway.events("call.end") if each["code"] == "audit_unavailable"]
+    assert len(late) == (durability == "strict")

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from gateway import cli
 from gateway.audit import writer as writer_module
 from gateway.audit.checkpoint import Checkpoint
+from gateway.audit.files import LogFiles
 from gateway.audit.tree import Frontier
 from gateway.audit.trust import LogKeys
-from gateway.audit.verify import ExitCode, verify_path
-from keys.signing import Signer
+from gateway.audit.verify import ExitCode, Trust, verify_path
+from keys.signing import Signer, Verifier
 from tests.gateway.audit.conftest import SIGNER, appended, begun, ended, open_log, started
 
 MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "delegation")
@@ -286,3 +287,79 @@ def test_the_command(written: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = run(cli.main, ["audit", "verify", str(tmp_path / "empty"), "--key", SIGNER.vkey])
     assert empty.exit_code == 2
+
+
+def trusting(note: str) -> Trust:
+    """Return the trust of whoever has verified a checkpoint before."""
+    return Trust(
+        deployment=Verifier.from_vkey(SIGNER.vkey), is_given=True, trusted={"test/log": note}
+    )
+
+
+def test_goes_on_from_a_trusted_checkpoint(written: Path) -> None:
+    """Of a log that was verified before only what came since is read, and the calls still add up."""
+    notes = LogFiles(written).notes()
+    for note in notes:
+        report = verify_path(written, trust=trusting(note))
+        assert report.exit_code is ExitCode.VERIFIED, list(report.to_lines())
+        (log,) = report.logs
+        assert log.begin == Checkpoint.claimed_by(note).size
+        assert log.events == 8
+
+
+@pytest.mark.parametrize("size", [3, 8, 100])
+def test_two_contradicting_notes_are_shown(written: Path, size: int) -> None:
+    """A checkpoint that somebody holds and the log does not have is tampering; both notes are printed."""
+    held = Checkpoint("test/log", size, bytes(32)).sign(DRAWN[0].log)
+    report = verify_path(written, trust=trusting(held))
+    assert report.exit_code is ExitCode.TAMPERED
+    (log,) = report.logs
+    assert log.evidence == [held, LogFiles(written).notes()[-1]]
+    assert held.splitlines()[2] in "\n".join(report.to_lines())
+
+
+def test_a_log_that_is_gone_though_a_checkpoint_of_it_is_held(tmp_path: Path) -> None:
+    """Whoever holds a checkpoint of a log misses the log."""
+    held = Checkpoint("test/log", 3, bytes(32)).sign(DRAWN[0].log)
+    report = verify_path(tmp_path, trust=trusting(held))
+    assert report.exit_code is ExitCode.TAMPERED
+    assert report.evidence == [held]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "delegation"])
+def test_stripped_signatures(written: Path, tmp_path: Path, name: str) -> None:
+    """A note without its signatures is worth nothing, whatever it says."""
+    shutil.copytree(written, tmp_path / "log")
+    file = tmp_path / "log" / name
+    file.write_text(file.read_text().partition("\n\n")[0] + "\n")
+    assert verdict(tmp_path / "log") is ExitCode.TAMPERED
+
+
+def test_checkpoints_stripped_of_their_signatures(written: Path, tmp_path: Path) -> None:
+    """A list of unsigned checkpoints is not one of signed ones."""
+    shutil.copytree(written, tmp_path / "log")
+    unsigned = [note.partition("\n\n")[0] + "\n\n" for note in LogFiles(written).notes()]
+    (tmp_path / "log/checkpoints.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in unsigned)
+    )
+    assert verdict(tmp_path / "log") is ExitCode.TAMPERED
+
+
+def test_a_log_that_should_live_and_was_not_signed_lately(tmp_path: Path, written: Path) -> None:
+    """A log without a seal is stale when its last signature is too old; a sealed one never is."""
+    shutil.copytree(written, tmp_path / "log")
+    _unsigned_seal(tmp_path / "log")
+    (segment,) = [
+        path for path in (tmp_path / "log/seg").iterdir() if b"log.sealed" in path.read_bytes()
+    ]
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join(lines[:-1]))
+    for not_before, code in (
+        (1_700_000_000, ExitCode.VERIFIED),
+        (1_700_000_001, ExitCode.INCOMPLETE),
+    ):
+        trust = Trust(
+            deployment=Verifier.from_vkey(SIGNER.vkey), is_given=True, not_before=not_before
+        )
+        assert verify_path(tmp_path / "log", trust=trust).exit_code is code
+        assert verify_path(written, trust=trust).exit_code is ExitCode.VERIFIED
