@@ -29,6 +29,7 @@ format: $(VENV)/dev.ok
 bench: $(VENV)/dev.ok
 	command -v wrk && command -v nginx || { apt-get update && apt-get install -y wrk nginx-light; }
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/audit.py
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }
