@@ -70,6 +70,7 @@ STATUS: Final[dict[str, int]] = {
     "audit_unavailable": 503,
     "receipt_not_signed": 503,
     "control_unavailable": 503,
+    "store_unavailable": 503,
     "identity_unavailable": 503,
     "overloaded": 503,
     "draining": 503,

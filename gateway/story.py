@@ -80,6 +80,12 @@ class AwaitKeys(msgspec.Struct, frozen=True):
     kid: str
 
 
+class AwaitSession(msgspec.Struct, frozen=True):
+    """Resume when the shared store has been asked; raise `Refused` here if it does not answer."""
+
+    session_id: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """Resume when the event is recorded, with its position `<origin>#<index>`; raise
     `AuditUnavailable` here if it cannot be.
@@ -140,7 +146,9 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Sequence[Header]
 
 
-Command = ReadBody | PeekBody | AwaitKeys | Record | Forward | Finish | Break | Answer
+Command = (
+    ReadBody | PeekBody | AwaitKeys | AwaitSession | Record | Forward | Finish | Break | Answer
+)
 Story = Generator[Command, Any, None]
 
 

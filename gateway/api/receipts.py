@@ -11,7 +11,6 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.api.ledger import Entry as Session
 from gateway.audit.files import Damaged
 from gateway.audit.proof import MEDIA_TYPE
 from gateway.audit.reading import CALL_ID, Entry, find_call, prove
@@ -72,21 +71,15 @@ class Receipts:
         proof = prove(*found[-1])
         return None if proof is None else proof.to_text()
 
-    def of_session(self, session: Session, cut_calls: int) -> str:
-        """Return the signed note that a session was closed."""
-        record = session.record
+    def of_session(self, session_id: str, principal: Principal, cut_calls: int) -> str:
+        """Return the signed note that a caller's session was closed."""
         said = {
-            "session_id": record.session_id,
-            "tenant": record.tenant,
-            "issuer": record.issuer,
-            "subject": record.subject,
-            "created_at": record.created_at,
+            "session_id": session_id,
+            "tenant": principal.tenant,
+            "issuer": principal.issuer,
+            "subject": principal.subject,
             "closed_at": int(self._clock.now()),
             "cut_calls": cut_calls,
-            "credentials": [
-                {"provider": each.provider, "fingerprint": each.fingerprint}
-                for each in record.credentials
-            ],
         }
         text = f"{SESSION_CONTEXT} {self._signer.name}\n{to_json(said).decode()}\n"
         return self._signer.sign_note(text)

@@ -23,6 +23,7 @@ ENVELOPE: Final = {
 
 FIELDS: Final = {
     "action": "what was asked for",
+    "address": "where the store was reached, without credentials",
     "by": "who did it",
     "by_issuer": "`iss` of the operator's token",
     "call": "the call's id, as in `X-Veklom-Call`; its first 12 digits are milliseconds",
@@ -47,6 +48,8 @@ FIELDS: Final = {
     "first_byte_us": "from sending the request to the first byte of the answer, in microseconds",
     "frontier": "roots (base64) of the complete subtrees over what was erased, largest first",
     "generation": "how often the session was renewed, from 1",
+    "gone": "how many sessions were gone from the store",
+    "has_forgotten": "whether the store had lost what it held",
     "held": "the protections that hold",
     "is_whole": "whether all is well",
     "issuer": "`iss` of the caller's token",
@@ -63,6 +66,7 @@ FIELDS: Final = {
     "overlap_seconds": "how long the old keys are still used",
     "path": "the file that was read",
     "period_us": "how long ago the first of them was, in microseconds",
+    "persistence": "what the store keeps on a disk",
     "policy": "digest of the policy set that decided",
     "provider": "the provider, by its configured name",
     "reason": "why",

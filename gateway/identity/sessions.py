@@ -5,6 +5,7 @@ well, so that a late message opens nothing. No I/O.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -19,7 +20,7 @@ from policies.request import Principal
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """An open session: its principal and its record. The keys in the record are sealed.
+    """An open session: its principal and its record, without the keys, which the vault holds.
 
     `label` is only kept for the control process.
     """
@@ -88,13 +89,15 @@ class KeyLease:
 class SessionTable:
     """The open sessions of one worker."""
 
-    def __init__(self, vault: SessionVault, clock: Clock) -> None:
+    def __init__(self, vault: SessionVault, clock: Clock, *, is_shared: bool = False) -> None:
+        """Take the vault; where sessions are shared, none is served before a lease is granted."""
         self._vault = vault
         self._clock = clock
+        self._is_shared = is_shared
         self._sessions: dict[str, Session] = {}
         self._touched: set[str] = set()
         self._used_at: dict[str, float] = {}
-        self._is_suspended = False
+        self._is_suspended = is_shared
 
     def __len__(self) -> int:
         """Return how many sessions are open."""
@@ -105,6 +108,9 @@ class SessionTable:
     ) -> int:
         """Serve a session, or another revision of it; return how many keys that destroyed."""
         destroyed = self._vault.put(record, self._clock.monotonic())
+        # The vault alone holds the keys: what it overwrites is then nowhere else.
+        bare = tuple(replace(each, sealed=b"") for each in record.credentials)
+        record = replace(record, credentials=bare)
         session = Session(principal=principal, record=record, label=label)
         self._sessions[record.session_id] = session
         self._used_at[record.session_id] = max(self.used_at(record.session_id), used_at)
@@ -124,6 +130,10 @@ class SessionTable:
     def all(self) -> list[Session]:
         """Return every open session."""
         return list(self._sessions.values())
+
+    def complete(self, session: Session) -> SessionRecord:
+        """Return the session's record with its wrapped keys, for the control process."""
+        return self._vault.complete(session.record)
 
     def suspend(self) -> None:
         """Serve no session until `resume`: what was closed meanwhile could not be heard."""
@@ -146,6 +156,13 @@ class SessionTable:
                 retry_after_seconds=1,
             )
         return self._sessions.get(session_id)
+
+    def must_ask(self, session_id: str, generation: int) -> bool:
+        """Return whether a shared store may know more of a session than this worker holds."""
+        if not self._is_shared:
+            return False
+        session = self._sessions.get(session_id)
+        return session is None or session.record.generation < generation
 
     def touch(self, session_id: str) -> None:
         """Note that the session carries a call; idle expiry is the control process's to judge."""

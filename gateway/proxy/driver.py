@@ -15,6 +15,7 @@ from gateway.response import Header
 from gateway.story import (
     Answer,
     AwaitKeys,
+    AwaitSession,
     Break,
     Command,
     Exchange,
@@ -112,7 +113,9 @@ class Driver:
             case Answer():
                 self._answer(command)
             case AwaitKeys():
-                self._proxy.await_keys(command.issuer, command.kid, self._on_keys)
+                self._proxy.await_keys(command.issuer, command.kid, self._on_arrival)
+            case AwaitSession():
+                self._proxy.await_session(command.session_id, self._on_arrival)
             case Break():
                 self._close_story()
                 self._downstream.break_off(self._last_words)
@@ -123,7 +126,7 @@ class Driver:
         self._story = None
         self._take_queue()
 
-    # --- records and keys ---
+    # --- records, keys and sessions ---
 
     def _record(self, command: Record) -> None:
         try:
@@ -137,7 +140,7 @@ class Driver:
         else:
             self._resume(self._position)
 
-    def _on_keys(self, refusal: Refused | None) -> None:
+    def _on_arrival(self, refusal: Refused | None) -> None:
         if refusal is not None:
             self._throw(refusal)
         else:

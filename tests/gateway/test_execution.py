@@ -38,6 +38,7 @@ from keys.region import SecretRegion
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, seal_session
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.kills import Kill, KillTable, Scope
 from policies.request import Principal
 from policies.rules import load_policy_set
@@ -81,7 +82,7 @@ class House:
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
         self.region = SecretRegion.open(slots=2)
-        self.sessions = SessionTable(SessionVault(self.region, BOOT_KEY), self.clock)
+        self.sessions = SessionTable(SessionVault(self.region, Wrapping(BOOT_KEY)), self.clock)
         self.kills = KillTable()
         self.tokens = SessionTokenIssuer("test", secrets.token_bytes(32))
         self.issuer = DevelopmentIssuer()
@@ -115,7 +116,7 @@ class House:
         self.record, secret = seal_session(
             replace(self.record, credentials=()), [deposit], bytes(32)
         )
-        self.sessions.put(ALICE, self.record)
+        self.sessions.put(ALICE, Wrapping(BOOT_KEY).wrap(self.record))
         return self.tokens.mint(
             session_id=self.record.session_id, generation=self.record.generation,
             subject=ALICE.subject, tenant=ALICE.tenant, secret=secret, now=NOW,

@@ -8,6 +8,7 @@ from gateway.identity.sessions import SessionTable
 from keys.region import SecretRegion
 from keys.session import SessionRecord
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.request import Principal
 
 PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme")
@@ -25,7 +26,7 @@ def record(session_id: str) -> SessionRecord:
 def table() -> SessionTable:
     """A table with two sessions."""
     table = SessionTable(
-        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32), SystemClock()
+        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32)), SystemClock()
     )
     table.put(PRINCIPAL, record("one"), label="l", used_at=5.0)
     table.put(PRINCIPAL, record("two"))
