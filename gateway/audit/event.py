@@ -350,6 +350,11 @@ class LogOpened(Event, frozen=True, kw_only=True, tag="log.opened"):
     clock: str
     durability: str
 
+    @property
+    def is_reserved(self) -> bool:
+        """A log without its first event would be none."""
+        return True
+
 
 class LogSealed(Event, frozen=True, kw_only=True, tag="log.sealed"):
     """The last event of a log that was closed in good order.
@@ -369,6 +374,11 @@ class LogGap(Event, frozen=True, kw_only=True, tag="log.gap"):
     durable: int
     lost: int
     reason: str
+
+    @property
+    def is_reserved(self) -> bool:
+        """What was lost is owned up to on whatever disk is left."""
+        return True
 
 
 class LogRecovered(Event, frozen=True, kw_only=True, tag="log.recovered"):

@@ -20,6 +20,7 @@ import asyncio
 import contextvars
 import os
 import queue
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -145,7 +146,8 @@ class Journal:
         try:
             new = self._new(directory, f"{place.origin}.{self._logs}")
         except OSError:
-            self._logs -= 1
+            # What was made of it was never written to; the next try has another name.
+            shutil.rmtree(directory, ignore_errors=True)
             return False
         before.retire()
         self._durable_before += before.durable

@@ -29,7 +29,7 @@ from gateway.audit.recovery import (
     logs_by_process,
     recover,
 )
-from gateway.audit.trust import MalformedPolicy, Policy
+from gateway.audit.trust import Policy
 from gateway.audit.witness_client import WitnessClient
 from gateway.clock import Clock
 from gateway.telemetry.logs import get_log
@@ -38,6 +38,9 @@ from keys.signing import BadSignature, CosignatureVerifier, Signer, Verifier
 ROUND_SECONDS: Final = 1.0
 ANCHOR_SECONDS: Final = 60.0
 """How much of a log's growth may be unnamed, and the anchor unseen by witnesses, in seconds."""
+
+RETRY_SECONDS: Final = 10.0
+"""How soon witnesses are asked again that were no quorum."""
 
 PRUNE_SECONDS: Final = 600.0
 
@@ -72,7 +75,9 @@ class Keeper:
         self._keep_seconds = keep_seconds
         self._named_at: dict[str, float] = {}
         self._final: set[Path] = set()
-        self._witnessed_at = self._pruned_at = -ANCHOR_SECONDS - PRUNE_SECONDS
+        self._witness_at = 0.0
+        self._without_quorum = ""
+        self._prune_at = 0.0
         self._failure = ""
 
     def _node(self, level: int, index: int) -> bytes:
@@ -124,8 +129,10 @@ class Keeper:
                 left = [each for each in logs if each not in ruins]
                 try:
                     events = await asyncio.to_thread(recover, left, self._verifier)
-                except (BadSignature, MalformedPolicy, UnicodeDecodeError):
-                    self._final.update(left)  # another deployment's, or harmed: for the verifier
+                except (BadSignature, Damaged, ValueError) as error:
+                    # Another deployment's, or harmed: that is for the verifier to say.
+                    log.error("audit.damaged", path=str(left[0]), error=type(error).__name__)
+                    self._final.update(left)
                     continue
                 for event in events:
                     await self._record(event)
@@ -182,27 +189,33 @@ class Keeper:
     def _witness(self) -> str:
         """Show the anchor to the witnesses; return why there is no quorum."""
         now = self._clock.monotonic()
-        if self._policy is None or now - self._witnessed_at < ANCHOR_SECONDS:
-            return self._failure
+        if self._policy is None or now < self._witness_at:
+            return self._without_quorum
+        self._witness_at = now + RETRY_SECONDS
+        self._without_quorum = self._ask_witnesses(self._policy)
+        if not self._without_quorum:
+            self._witness_at = now + ANCHOR_SECONDS
+        return self._without_quorum
+
+    def _ask_witnesses(self, policy: Policy) -> str:
         note = (self._anchor.files.read("checkpoint") or b"").decode()
         if not note:
             return ""
         cosigned, refusals = self._witnesses.cosign(note)
         for name, reason in refusals.items():
             log.warning("witness.refused", path=name, reason=reason)
-        if not self._policy.is_met_by(_cosigners(self._policy, cosigned)):
+        if not policy.is_met_by(_cosigners(policy, cosigned)):
             return "no quorum: " + "; ".join(f"{name}: {why}" for name, why in refusals.items())
         temporary = self._anchor.files.directory / f"{WITNESSED}.new"
         temporary.write_text(cosigned, encoding="utf-8")
         temporary.replace(self._anchor.files.directory / WITNESSED)
-        self._witnessed_at = now
         return ""
 
     def _prune(self) -> None:
         now = self._clock.monotonic()
-        if not self._keep_seconds or now - self._pruned_at < PRUNE_SECONDS:
+        if not self._keep_seconds or now < self._prune_at:
             return
-        self._pruned_at = now
+        self._prune_at = now + PRUNE_SECONDS
         for path in sorted(self._final):
             if path.is_dir():
                 gone = prune(path, self._clock.now() - self._keep_seconds, self._anchor)

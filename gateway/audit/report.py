@@ -32,6 +32,7 @@ class LogReport:
     checkpoints: int = 0
     started: int = 0
     ended: int = 0
+    open: int = 0
     unclosed: int = 0
     denied: int = 0
     counted: int = 0
@@ -59,8 +60,10 @@ class LogReport:
             yield f"  erased      {self.erased} single events, {self.pruned} at the beginning"
         yield f"  checkpoints {self.checkpoints} signed"
         yield f"  calls       {self.started} started, {self.ended} ended, {self.denied} denied" + (
-            f", {self.unclosed} of other logs found without an end" if self.unclosed else ""
+            f", {self.open} open at its end" if self.open else ""
         )
+        if self.unclosed:
+            yield f"  unclosed    {self.unclosed} calls of a dead process"
         if self.counted:
             yield f"  refusals    {self.counted} of unidentified callers, counted by code"
         if self.lost:

@@ -583,6 +583,7 @@ class _Tally:
 
     def conclude(self) -> None:
         """Leave to the other logs what this one does not say the end of."""
+        self._report.open = len(self._open)
         self._said.open_calls |= dict.fromkeys(self._open, self._report.origin)
 
 

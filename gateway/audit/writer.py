@@ -22,6 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
@@ -50,6 +51,8 @@ STEP_BYTES: Final = 1024 * 1024
 NOTES_RESERVE_BYTES: Final = 1024 * 1024
 """More than two thousand checkpoints."""
 
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
 _LATER: Final = frozenset({errno.EMFILE, errno.ENFILE}) | NO_ROOM
 
 Sign = Callable[[str], str]
@@ -70,6 +73,7 @@ class LogWriter:
         frontier: Frontier,
         leaves: list[bytes],
         nodes: dict[int, list[bytes]],
+        segment: Path | None = None,
     ) -> None:
         self.is_short = False
         self.checkpoints = 0
@@ -87,11 +91,14 @@ class LogWriter:
         self._unsigned_since = 0.0
         self._published_at = 0.0
         self._unpublished = ""
-        self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._segments = os.open(directory / "seg", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._notes = _open(directory / "checkpoints.jsonl")
         self._notes_room = 0
+        with ExitStack() as opened:
+            self._lock = _hold(os.open(directory, _FOLDER), opened)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._segments = _hold(os.open(directory / "seg", _FOLDER), opened)
+            self._notes = _hold(_open(directory / "checkpoints.jsonl"), opened)
+            self._begin_segment(segment)
+            opened.pop_all()  # all could be opened: they are held until `close`
 
     @classmethod
     def create(  # noqa: PLR0913 - what a log is made of
@@ -115,12 +122,10 @@ class LogWriter:
                 file.write(delegation)
                 file.flush()
                 os.fsync(file.fileno())
-        writer = cls(
+        return cls(
             directory, origin, sign,
             stamp=stamp, reserve_bytes=reserve_bytes, frontier=Frontier(), leaves=[], nodes={},
         )  # fmt: skip
-        writer._begin_segment()
-        return writer
 
     @classmethod
     def resume(cls, directory: Path, origin: str, sign: Sign) -> Self:
@@ -147,10 +152,10 @@ class LogWriter:
                 row: [files.node(8 * row, at) for at in range(whole - whole % WIDTH, whole)]
                 for row in range(1, 8) if (whole := size >> 8 * row)
             },
+            segment=segment,
         )  # fmt: skip
         writer.checkpoints = len(notes)
         writer._signed_size = signed.size
-        writer._begin_segment(segment)
         return writer
 
     # --- writing ---
@@ -338,6 +343,11 @@ class LogWriter:
         if self._unpublished:
             self._publish(self._unpublished)  # now there are descriptors
         os.close(self._lock)
+
+
+def _hold(fd: int, opened: ExitStack) -> int:
+    opened.callback(os.close, fd)
+    return fd
 
 
 def _cut_torn(path: Path) -> int:
