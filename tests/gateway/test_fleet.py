@@ -40,7 +40,7 @@ class GatedStore(RedisStore):
     """A store whose answers to `find` are held back until the test opens the gate."""
 
     def __init__(self, *parts: object) -> None:
-        super().__init__(*parts)  # type: ignore[arg-type]
+        super().__init__(*parts)  # type: ignore[arg-type, call-arg]
         self.has_read = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
