@@ -80,12 +80,14 @@ class EventProof:
         """Return the checkpoint under which the event is, by the deployment's key.
 
         Raises:
-            BadSignature, MalformedPolicy: The key does not vouch for the log, or the log did not sign.
+            BadSignature, MalformedPolicy: The key does not vouch for the log, or the log and its clock
+                did not sign.
             MalformedCheckpoint: What it signed is no checkpoint.
             ProofRefused: The event is not where the proof says.
         """
         keys = Delegated.from_note(self.delegation, deployment)
         checkpoint = Checkpoint.from_note(self.note, keys.log)
+        keys.clock.time_of(self.note)
         leaf = leaf_hash(self.event.encode())
         verify_inclusion(leaf, self.index, checkpoint.size, self.hashes, checkpoint.root)
         return checkpoint

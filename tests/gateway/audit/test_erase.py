@@ -10,7 +10,7 @@ from gateway.audit import writer as writer_module
 from gateway.audit.anchor import Anchor
 from gateway.audit.erase import prune, redact
 from gateway.audit.event import Event
-from gateway.audit.files import Damaged, LogFiles
+from gateway.audit.files import Damaged, LogFiles, line_hash, redacted_line
 from gateway.audit.keeper import Keeper
 from gateway.audit.reading import find_call
 from gateway.audit.report import LogReport
@@ -131,3 +131,14 @@ async def test_the_keeper_prunes_what_is_kept_too_long(audit: Path) -> None:
     assert verdict(audit)[0] is ExitCode.VERIFIED
     await keeper.round()
     assert verdict(audit)[0] is ExitCode.VERIFIED
+
+
+def test_an_event_that_is_erased_without_a_word_is_missed(audit: Path) -> None:
+    """The hash alone is no authority, nor is the word for another event."""
+    redact(audit / NAME, f"test/{NAME}", [5], "asked for", anchor(audit))
+    first, path = LogFiles(audit / NAME).segments()[0]
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([redacted_line(line_hash(lines[0])), *lines[1:]]))
+    code, log = verdict(audit)
+    assert code is ExitCode.TAMPERED
+    assert log.findings == [f"UNAUTHORISED REMOVAL: event {first} was erased"]
