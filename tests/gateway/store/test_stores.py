@@ -252,6 +252,7 @@ async def perform(store: SessionStore, what: str, number: int, value: int | None
             return found and await store.replace(renewed(found, 50 * (value or 1)), value or 1)
         case "touch":
             store.touch([session_id], float(NOW + (value or 0)))
+            await store.due(0)  # Redis hears of use when it is asked what is due
         case "due":
             return sorted(await store.due(NOW + number))
         case "find":
