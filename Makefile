@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format check bench lock clean
+.PHONY: demo test lint format check bench bench-policy lock clean
 
 demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
@@ -30,6 +30,9 @@ bench: $(VENV)/dev.ok
 	command -v wrk && command -v nginx || { apt-get update && apt-get install -y wrk nginx-light; }
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/audit.py
+
+bench-policy: $(VENV)/dev.ok
+	$(BIN)/python bench/policy.py
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }

@@ -20,6 +20,7 @@ from gateway.audit.journal import Journal, JournalPlace
 from gateway.audit.keeper import Keeper, Record
 from gateway.audit.keyfile import load_signer
 from gateway.audit.trust import LogKeys, Policy
+from gateway.bundles import Bundle
 from gateway.clock import Clock
 from gateway.config import Config, ConfigurationError
 from gateway.hardening import ProtectionMissing, demand, harden, to_reasons
@@ -28,19 +29,11 @@ from gateway.identity.tokens import Issuer
 from gateway.telemetry.logs import configure_logs, get_log
 from keys.region import SecretRegion
 from policies.document import DocumentError
-from policies.rules import PolicySet, load_policy_set
 
 EXIT_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: starting again would change nothing."""
 
 log = get_log()
-
-
-class PolicySource(msgspec.Struct, frozen=True):
-    """One policy file as the supervisor read it: every process compiles the same bytes."""
-
-    path: str
-    text: str
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +51,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     is_dev: bool
     config_digest: str
     config_path: str
-    policies: tuple[PolicySource, ...]
+    bundle: Bundle
     listeners: dict[str, int]
     addresses: dict[str, str]
     secrets: int
@@ -79,12 +72,6 @@ def read_boot(fd: int) -> Boot:
     """Return what the supervisor wrote, and close the descriptor."""
     with os.fdopen(fd, "rb") as file:
         return msgspec.msgpack.decode(file.read(), type=Boot)
-
-
-def policy_set_of(boot: Boot) -> PolicySet:
-    """Return the policy set that the boot message carries."""
-    providers = frozenset(boot.config.providers)
-    return load_policy_set([(source.path, source.text) for source in boot.policies], providers)
 
 
 def issuers_of(boot: Boot) -> tuple[Issuer, ...]:

@@ -12,7 +12,8 @@ from typing import NoReturn, TextIO
 import click
 
 from gateway import __version__
-from gateway.audit_commands import audit
+from gateway.commands.audit import audit
+from gateway.commands.policy import policy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +45,7 @@ def serve(config_path: Path | None, *, dev: bool) -> None:
 
     path = config_path or default_config_path()
     try:
-        raise SystemExit(run(load_checked(path).config, path, dev=dev))
+        raise SystemExit(run(load_checked(path), path, dev=dev))
     except ConfigurationError as error:
         _fail(error.faults)
 
@@ -177,6 +178,9 @@ def dev(  # noqa: PLR0913, PLR0917 - one argument for each option
         click.echo(ask("POST", f"{sessions}/dev/token", "", body)["token"])
     except (ClientError, KeyError) as error:
         _fail((f"no token: {error}; is a gateway running there with --dev?",))
+
+
+main.add_command(policy)
 
 
 def _fail(faults: tuple[str, ...]) -> NoReturn:

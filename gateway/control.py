@@ -34,6 +34,7 @@ from gateway.audit.event import (
     Event,
     KillsStanding,
     PolicyLoaded,
+    PolicyRefused,
     ProcessStarted,
     ProcessStopped,
     SessionsAdopted,
@@ -47,11 +48,11 @@ from gateway.boot import (
     issuers_of,
     keeper_of,
     open_journal,
-    policy_set_of,
     protections_event,
     run_child,
     take_signals,
 )
+from gateway.bundles import Bundle
 from gateway.clock import SystemClock
 from gateway.config import ConfigurationError, providers_from, why
 from gateway.errors import Refused
@@ -60,7 +61,15 @@ from gateway.identity.dev_issuer import DEVELOPMENT_GRANTS, ISSUER, DevelopmentI
 from gateway.identity.jwks import JwksCache
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
-from gateway.leash import Leash, NewRelay, Order, Restarts, Retire
+from gateway.leash import (
+    Leash,
+    NewRelay,
+    Order,
+    PoliciesRefused,
+    Restarts,
+    Retire,
+    UsePolicies,
+)
 from gateway.relay import (
     UNASKED,
     Ack,
@@ -188,6 +197,7 @@ class Control:
         self._has_started = boot.run > 1
         self._all_told: asyncio.Future[None] = loop.create_future()
         self._restarts: dict[str, int] = {}
+        self._policies_refused = False
         self._stopped: asyncio.Future[str] = loop.create_future()
         self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
@@ -244,8 +254,7 @@ class Control:
         await self._record(ConfigurationLoaded(digest=boot.config_digest, path=boot.config_path))
         for role, protections in self._protections.items():
             await self._record(protections_event(role, protections))
-        files = tuple(source.path for source in boot.policies)
-        await self._record(PolicyLoaded(digest=policy_set_of(boot).digest, files=files))
+        await self._record_policies(boot.bundle)
         if len(self._kills):
             standing = tuple(kill.kill_id for kill in self._kills.standing())
             await self._record(KillsStanding(kills=standing))
@@ -283,6 +292,9 @@ class Control:
         self._journal.close()
         self._keeper.conclude()
         return 0 if reason in {"shutdown", "replaced"} else 1
+
+    async def _record_policies(self, bundle: Bundle) -> None:
+        await self._record(PolicyLoaded(digest=bundle.digest, files=bundle.files))
 
     async def _serve(self) -> list[web.AppRunner]:
         boot, listeners = self._boot, self._boot.config.listeners
@@ -358,6 +370,12 @@ class Control:
                 self._stop("replaced")
             case Restarts():
                 self._restarts = order.counts
+            case UsePolicies():
+                self._policies_refused = False
+                self._start(self._record_policies(order.bundle))
+            case PoliciesRefused():
+                self._policies_refused = True
+                self._start(self._record(PolicyRefused(faults=order.faults)))
 
     def _on_supervisor_lost(self) -> None:
         self._stop("supervisor_lost")
@@ -638,6 +656,7 @@ class Control:
         gauges = {
             "sessions_open": float(len(self._store.held())),
             "workers_ready": float(self._workers.ready),
+            "policies_refused": float(self._policies_refused),
             "kills_standing": float(len(self._kills)),
             **({} if self._member is None else self._member.gauges),
         }

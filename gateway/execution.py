@@ -23,11 +23,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.audit.event import CallDenied, CallEnd, CallStart, UsageRecord
+from gateway.audit.event import CallDenied, CallEnd, CallStart, Facts, UsageRecord
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
 from gateway.clock import Clock
 from gateway.errors import Fault, Refused
+from gateway.identity.declarations import declared_labels, declared_purpose
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
 from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
@@ -35,10 +36,12 @@ from gateway.identity.tokens import KeysNeeded, TokenVerifier
 from gateway.limits.headers import rate_limit_headers
 from gateway.limits.memory_store import MemoryLimiter, Reservation
 from gateway.problems import problem_from
+from gateway.providers.bodies import MAX_NAME, checked_model
 from gateway.providers.dialect import BodyKind, Dialect
-from gateway.providers.headers import forwardable
+from gateway.providers.headers import changed_fields, forwardable
 from gateway.providers.multipart import MultipartScanner
 from gateway.providers.provider import Provider
+from gateway.providers.rewriting import rewrite
 from gateway.providers.routes import Route, RouteTable, TargetRefused
 from gateway.providers.stream_usage import request_usage
 from gateway.response import Header, ResponseGuard
@@ -61,7 +64,9 @@ from gateway.telemetry.metrics import CallMetrics
 from keys.region import Slot
 from policies.decision import Decision, Verdict
 from policies.engine import decide
+from policies.facts import to_record
 from policies.kills import KillTable
+from policies.obligations import Obligations
 from policies.quota import QuotaStatus
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
@@ -73,8 +78,8 @@ class _Call:
     """What is known of one call so far; each step of the story fills in its part."""
 
     __slots__ = (
-        "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
-        "position", "principal", "reservation", "route", "session", "statuses",
+        "asked", "began", "body", "call_id", "client_address", "decided_us", "decision", "dialect",
+        "facts", "inspect", "position", "principal", "reservation", "route", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -88,7 +93,9 @@ class _Call:
         self.asked: ModelCall | None = None
         self.body: bytes | None = None
         self.inspect: MultipartScanner | None = None
+        self.facts: Facts = {}
         self.decision: Decision | None = None
+        self.decided_us = 0
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
         self.position = ""
@@ -153,6 +160,10 @@ class Execution:
         self._refusals = refusals
         self._clock = clock
 
+    def use(self, policy_set: PolicySet) -> None:
+        """Decide by another policy set from now on; calls that were decided go on as they were."""
+        self._policy_set = policy_set
+
     def run(self, head: RequestHead) -> Story:
         """Tell the story of one call, from its head to its last recorded word."""
         call = _Call(self._new_call_id(), self._clock.monotonic(), head.client_address)
@@ -185,22 +196,35 @@ class Execution:
     def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
         route = self._find_route(call, head)
         session, secret = yield from self._identify(call, head)
-        provider = route.provider
-        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
-        self._refuse_killed(session, lease, provider)
+        asked_of, lease = route.provider, None
+        if (
+            not self._policy_set.reroutes
+        ):  # then a call without a key is refused before its body is read
+            lease = self._lease(session, asked_of, secret)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
         request = AccessRequest(
             principal=principal,
             call=asked,
+            provider=route.provider.facts,
             client_address=head.client_address,
             session_id=session.record.session_id,
+            user_agent=head.header(b"user-agent").decode(errors="replace")[:MAX_NAME],
+            labels=declared_labels(head.headers),
+            purpose=declared_purpose(head.headers),
+            now=self._clock.now(),
         )
-        decision = call.decision = decide(self._policy_set, request)
+        policy_set = self._policy_set  # a reload may replace it; this call goes on with this one
+        decision = self._decide(call, policy_set, request)
         if decision.verdict is not Verdict.ALLOW:
             code = "policy_error" if decision.verdict is Verdict.ERROR else "policy_denied"
             raise Refused(code, decision.message, rules=decision.rules)
-        admission = self._limiter.admit(self._policy_set.limits, request)
+        if decision.obligations is not None:
+            route = self._change(call, head, route, decision)
+            asked = decision.judged.call
+        if lease is None or route.provider is not asked_of:
+            lease = self._lease(session, route.provider, secret)
+        admission = self._limiter.admit(policy_set.limits, decision.judged)
         if not isinstance(admission, Reservation):
             call.statuses = (admission,)
             raise Refused(
@@ -213,13 +237,35 @@ class Execution:
         call.statuses = admission.statuses
         return _Granted(
             route=route,
-            dialect=provider.dialect,
+            dialect=route.provider.dialect,
             principal=principal,
             session=session,
             asked=asked,
             decision=decision,
             lease=lease,
         )
+
+    def _decide(self, call: _Call, policy_set: PolicySet, request: AccessRequest) -> Decision:
+        call.facts = to_record(request)
+        began = self._clock.monotonic()
+        decision = call.decision = decide(policy_set, request)
+        call.decided_us = int((self._clock.monotonic() - began) * 1e6)
+        if decision.would is not None:
+            self._metrics.observe_would(decision.would.verdict, decision.would.rules)
+        return decision
+
+    def _change(self, call: _Call, head: RequestHead, route: Route, decision: Decision) -> Route:
+        """Change the call as the policy obliges; return the route that it takes then."""
+        obligations, judged = decision.obligations, decision.judged.call
+        assert obligations is not None  # noqa: S101 - asked for by who has some
+        route = call.route = self._routes.changed(
+            route, head.method, head.target, provider=obligations.provider, model=obligations.model
+        )
+        if obligations.touch_body and call.body:
+            call.body = rewrite(route, call.body, obligations, judged)
+            judged = msgspec.structs.replace(judged, body_bytes=len(call.body))
+        call.asked = judged
+        return route
 
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
         try:
@@ -237,6 +283,12 @@ class Execution:
         if b"?" in head.target and query_has_credential(head.target.partition(b"?")[2]):
             raise Refused("credential_in_url", "Send the session token in a header, not the URL.")
         return route
+
+    def _lease(self, session: Session, provider: Provider, secret: bytes) -> KeyLease:
+        """Return the right to use the session's key for a provider, unless an operator stopped it."""
+        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
+        self._refuse_killed(session, lease, provider)
+        return lease
 
     def _refuse_killed(self, session: Session, lease: KeyLease, provider: Provider) -> None:
         kill = self._kills.find(
@@ -305,7 +357,7 @@ class Execution:
             content_type = head.header(b"content-type")
             model = ""
             if route.body is BodyKind.MULTIPART:
-                model = yield from self._peek_model(content_type)
+                model = checked_model((yield from self._peek_model(content_type)))
             # The rest is watched as it streams: another model in it breaks the call off.
             call.inspect = MultipartScanner(content_type, expected=model)
             asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)
@@ -352,7 +404,7 @@ class Execution:
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
     ) -> Forward:
         provider, session, lease = granted.route.provider, granted.session, granted.lease
-        before, after = _upstream_head(head, granted.route, call.body)
+        before, after = _upstream_head(head, granted.route, call.body, granted.decision.obligations)
 
         def compose() -> Slot:
             # Once more: a kill may have come while the call waited for its body or its record.
@@ -443,6 +495,10 @@ class Execution:
             policy=granted.decision.policy_digest,
             credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
+            facts=call.facts,
+            changes=granted.decision.changes,
+            decided_us=call.decided_us,
+            **_would(granted.decision),
         )
 
     def _end_event(
@@ -481,6 +537,9 @@ class Execution:
             policy=decision.policy_digest if decision else "",
             client_address=call.client_address,
             reasons=decision.reasons if decision else (),
+            facts=call.facts,
+            decided_us=call.decided_us,
+            **_would(decision),
         )
 
     def _observe(
@@ -498,19 +557,36 @@ class Execution:
         )
 
 
+def _would(decision: Decision | None) -> dict[str, Any]:
+    """Return what an event says of rules in shadow."""
+    if decision is None or decision.would is None:
+        return {}
+    would = decision.would
+    return {
+        "would": would.verdict.value,
+        "would_rules": would.rules,
+        "would_reasons": would.reasons + would.changes,
+    }
+
+
 def _is_same_caller(one: Principal, other: Principal) -> bool:
     return (
         one.issuer == other.issuer and one.subject == other.subject and one.tenant == other.tenant
     )
 
 
-def _upstream_head(head: RequestHead, route: Route, body: bytes | None) -> tuple[bytes, bytes]:
+def _upstream_head(
+    head: RequestHead, route: Route, body: bytes | None, obligations: Obligations | None
+) -> tuple[bytes, bytes]:
     """Return the upstream head up to the credential, and from there on."""
     provider = route.provider
     lines = [
         b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, route.upstream_target, provider.authority)
     ]
-    lines += [b"%b: %b" % field for field in forwardable(provider.dialect, head.headers)]
+    fields = forwardable(provider.dialect, head.headers)
+    if obligations is not None:
+        fields = changed_fields(fields, obligations)
+    lines += [b"%b: %b" % field for field in fields]
     if body is None:
         length = head.content_length
         framing = b"content-length: %d" % length if length >= 0 else b"transfer-encoding: chunked"

@@ -11,12 +11,13 @@ from pathlib import Path
 from gateway.audit.durability import Durability
 from gateway.audit.keyfile import UnsafeKeyFile, load_or_create_seed
 from gateway.audit.trust import Policy
+from gateway.bundles import Bundle, BundleRefused, read_bundle
 from gateway.config import (
     Config,
     ConfigurationError,
     Draft,
     Listener,
-    collect_policy_sources,
+    known_to,
     read_draft,
     why,
 )
@@ -24,8 +25,8 @@ from gateway.descriptors import descriptors_fault
 from gateway.identity.tokens import KeySet
 from gateway.store.connection import check_tls_files, read_password
 from gateway.tls import client_context, server_context
-from policies.document import DocumentError, Fault
-from policies.rules import PolicySet, load_policy_set
+from policies.document import Fault
+from policies.rules import PolicySet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Checked:
     """A configuration without faults, and the policy set that it names."""
 
     config: Config
+    bundle: Bundle
     policy_set: PolicySet
 
 
@@ -44,16 +46,14 @@ def load_checked(path: Path) -> Checked:
     """
     draft = read_draft(path)
     faults = [*draft.faults, *_file_faults(draft)]
-    policy_set = None
-    sources, unread = collect_policy_sources(draft.config.policies.path)
-    faults += [draft.fault("policies.path", f"names {sentence}") for sentence in unread]
     try:
-        policy_set = load_policy_set(sources, frozenset(draft.config.providers))
-    except DocumentError as error:
-        faults += error.faults
-    if faults or policy_set is None:
+        bundle, policy_set = read_bundle(draft.config.policies, known_to(draft.config))
+    except BundleRefused as error:
+        faults += [draft.fault("policies.path", f"names {sentence}") for sentence in error.unread]
+        raise ConfigurationError((*map(str, sorted(set(faults))), *error.others)) from None
+    if faults:
         raise ConfigurationError(tuple(map(str, sorted(set(faults)))))
-    return Checked(config=draft.config, policy_set=policy_set)
+    return Checked(config=draft.config, bundle=bundle, policy_set=policy_set)
 
 
 def check_deployment(path: Path) -> list[str]:

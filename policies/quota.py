@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
-from policies.conditions import Condition, read_match
+from policies.conditions import Condition, read_conditions, reads_of
 from policies.document import Section
+from policies.known import Known
 from policies.request import AccessRequest
 
 _RATE = re.compile(r"([0-9]{1,12})/(s|min|h|d)")
@@ -103,6 +104,11 @@ class Limit:
     rate: Rate | None
     concurrent: int
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Return the facts that the limit depends on."""
+        return reads_of(self.match) | ({"model"} & set(self.key))
+
     def applies_to(self, request: AccessRequest) -> bool:
         """Return whether the call counts; a condition that fails to evaluate counts it."""
         try:
@@ -115,7 +121,7 @@ class Limit:
         return (self.name, *[KEY_PARTS[part](request) for part in self.key])
 
 
-def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[str]]:
+def read_limit(section: Section, known: Known) -> Limit:
     """Return the limit that a section describes, noting faults in it."""
     name = section.string("name")
     if name and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
@@ -127,10 +133,8 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
         if part not in KEY_PARTS:
             section.fault("key", f"holds {part!r}; parts are {', '.join(KEY_PARTS)}")
     match: list[Condition] = []
-    facts: set[str] = {"model"} if "model" in key else set()
     if "match" in section:
-        match, more = read_match(section.section("match"), providers)
-        facts |= more
+        match = read_conditions(section.section("match"), known)
     if ("requests" in section) == ("concurrent" in section):
         section.fault("requests", "or concurrent is needed, and only one of them")
     rate = _read_rate(section) if "requests" in section else None
@@ -140,8 +144,7 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
         concurrent = inner.integer("max", low=1, high=MAX_QUOTA)
         inner.finish()
     section.finish()
-    limit = Limit(name=name, key=key, match=tuple(match), rate=rate, concurrent=concurrent)
-    return limit, facts
+    return Limit(name=name, key=key, match=tuple(match), rate=rate, concurrent=concurrent)
 
 
 def _read_rate(section: Section) -> Rate:

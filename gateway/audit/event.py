@@ -27,6 +27,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
         return False
 
 
+Facts = dict[str, str | int | bool | list[str]]
+"""What rules were asked about, as `policies.facts` writes it down: enough to decide again."""
+
+
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the provider counted them; `source` is `none` where it did not say.
 
@@ -50,7 +54,11 @@ class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
-    """A call was allowed; durable before the provider hears of it."""
+    """A call was allowed; durable before the provider hears of it.
+
+    `facts` are what was asked, `model` and `max_tokens` what is sent, `changes` say by which rule
+    the two differ. `would` is what rules in shadow would have decided, where that is something else.
+    """
 
     call: str
     tenant: str
@@ -69,6 +77,12 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
     policy: str
     credential: str
     upstream: str
+    facts: Facts = {}
+    changes: tuple[str, ...] = ()
+    would: str = ""
+    would_rules: tuple[str, ...] = ()
+    would_reasons: tuple[str, ...] = ()
+    decided_us: int = 0
 
 
 class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
@@ -109,7 +123,7 @@ class CallUnclosed(Event, frozen=True, kw_only=True, tag="call.unclosed"):
 
 
 class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
-    """A call was refused; fields that were not known yet are empty."""
+    """A call was refused; fields that were not known yet are empty, `facts` before the decision."""
 
     call: str
     tenant: str
@@ -125,6 +139,11 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     policy: str
     client_address: str
     reasons: tuple[str, ...]
+    facts: Facts = {}
+    would: str = ""
+    would_rules: tuple[str, ...] = ()
+    would_reasons: tuple[str, ...] = ()
+    decided_us: int = 0
 
     @property
     def is_anonymous(self) -> bool:
@@ -318,6 +337,12 @@ class PolicyLoaded(Event, frozen=True, kw_only=True, tag="policy.loaded"):
 
     digest: str
     files: tuple[str, ...]
+
+
+class PolicyRefused(Event, frozen=True, kw_only=True, tag="policy.refused"):
+    """Changed policies could not be used, for the first of what is wrong; those in force stay."""
+
+    faults: tuple[str, ...]
 
 
 class ProcessStarted(Event, frozen=True, kw_only=True, tag="process.started"):

@@ -5,7 +5,7 @@ published files are made from this (`veklom audit schema`), and a test compares 
 """
 
 import inspect
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import msgspec
 
@@ -27,6 +27,7 @@ FIELDS: Final = {
     "by": "who did it",
     "by_issuer": "`iss` of the operator's token",
     "call": "the call's id, as in `X-Veklom-Call`; its first 12 digits are milliseconds",
+    "changes": "what an obligation changed in the request, each with its rule",
     "checkpoints": "how many checkpoints were written before the one above the seal",
     "client_address": "the address that the caller connected from",
     "clock": "the key that puts the time on checkpoints",
@@ -36,6 +37,7 @@ FIELDS: Final = {
     "credential": "fingerprint of the provider key: a keyed hash, never a part of the key",
     "credentials": "the deposited provider keys, by fingerprint",
     "cut_calls": "how many live calls were ended by it",
+    "decided_us": "how long deciding took, in microseconds",
     "deposit": "how the keys came: `plain` or `hpke`",
     "dialect": "the API that was spoken: openai, anthropic or gemini",
     "digest": "SHA-256 of what was loaded",
@@ -43,6 +45,7 @@ FIELDS: Final = {
     "durable": "how many of the log's events are on the disk",
     "events": "the indices",
     "expires_at": "when the session ends at the latest, in seconds since the epoch",
+    "facts": "what rules were asked about, without content: enough to decide again",
     "fault": "whose fault it was: downstream, gateway, upstream, or empty",
     "files": "the policy files",
     "first_byte_us": "from sending the request to the first byte of the answer, in microseconds",
@@ -96,6 +99,9 @@ FIELDS: Final = {
     "value": "which one is stopped",
     "version": "of the program",
     "vkey": "the key that signs this log's checkpoints",
+    "would": "what rules in shadow would have decided, where that differs",
+    "would_reasons": "why they would have",
+    "would_rules": "the rules in shadow that would have decided",
 }
 
 
@@ -135,8 +141,7 @@ def to_json_schema() -> dict[str, Any]:
         if "type" in properties:
             for name, (form, meaning) in ENVELOPE.items():
                 properties.setdefault(name, {"type": form})["description"] = meaning
-            required = set(component.get("required", ())) | set(ENVELOPE)
-            component["required"] = sorted(required)
+            component["required"] = sorted(properties)  # a line says all of it, defaults too
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A line of an audit log of Veklom Gateway, version {VERSION}",
@@ -184,6 +189,8 @@ def _form(kind: Any) -> str:
     simple = {str: "text", int: "number", bool: "true or false"}
     if kind in simple:
         return simple[kind]
+    if get_origin(kind) is dict:
+        return "object: values by name"
     if getattr(kind, "__args__", None):
         return f"list of {_form(kind.__args__[0])}"
     parts = ", ".join(f"`{each.name}`" for each in msgspec.structs.fields(kind))
