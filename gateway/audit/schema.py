@@ -46,6 +46,7 @@ FIELDS: Final = {
     "events": "the indices",
     "expires_at": "when the session ends at the latest, in seconds since the epoch",
     "facts": "what rules were asked about, without content: enough to decide again",
+    "faults": "what is wrong, each with file:line:column",
     "fault": "whose fault it was: downstream, gateway, upstream, or empty",
     "faults": "what is wrong, each with its place",
     "files": "the policy files",
