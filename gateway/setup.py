@@ -23,6 +23,7 @@ from gateway.descriptors import descriptors_fault
 from gateway.identity.tokens import KeySet
 from gateway.store.connection import check_tls_files, read_password
 from gateway.tls import client_context, server_context
+from policies.analysis import findings
 from policies.document import Fault
 from policies.rules import PolicySet
 
@@ -67,6 +68,7 @@ def check_deployment(path: Path) -> list[str]:
         f"{config.workers} workers",
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
+    lines += map(str, findings(policy_set))
     if not config.issuers:
         lines.append("warning: no issuer is configured; only `serve --dev` can open sessions")
     if not config.providers:
