@@ -146,7 +146,12 @@ def check(bundle: Path | None, config_path: Path | None, *, strict: bool) -> Non
 @_CONFIG
 @click.option("--filter", "part", default="", help="Run tests whose name holds this.")
 @click.option(
-    "--output", "-o", "form", type=click.Choice(["tree", "json", "junit"]), default="tree"
+    "--output",
+    "-o",
+    "form",
+    type=click.Choice(["tree", "json", "junit"]),
+    default="tree",
+    help="For people, or for machines.",
 )
 @click.option("--require-tests", is_flag=True, help="Fail where there is no test.")
 @click.option("--coverage", "show", is_flag=True, help="Print what no test saw true and false.")
