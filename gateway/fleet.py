@@ -282,14 +282,19 @@ class FleetMember:
                 await self._store.lift_kill(kill_id)
             else:
                 await self._store.place_kill(kill_id, data)
-                await self._end_killed(data)
+                await self._told(self._end_killed(data))
         for owed in self._store.owed():
-            try:
-                await self._close(owed)
-            except StoreUnavailable:
-                raise
-            except (Refused, AuditUnavailable) as error:
-                log.error("session.close_failed", code=error.code)
+            await self._told(self._close(owed))
+
+    @staticmethod
+    async def _told(ending: Awaitable[None]) -> None:
+        """Wait for an ending to be told; what the store did hear of is not told again."""
+        try:
+            await ending
+        except StoreUnavailable:
+            raise
+        except (Refused, AuditUnavailable) as error:
+            log.error("session.close_failed", code=error.code)
 
     async def _hear(self, *, waits: bool) -> float:
         """Pass on every event there is; return when the store was asked for what came last.

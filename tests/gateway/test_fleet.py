@@ -12,7 +12,7 @@ import pytest
 
 from gateway.audit.event import Event as AuditEvent
 from gateway.audit.event import StoreConnected
-from gateway.config import Sessions, parse_config
+from gateway.config import Sessions, Store, parse_config
 from gateway.fleet import FleetMember
 from gateway.relay import Ack, DropSession, Lease, Link, Message, PutSession, SessionAbsent
 from gateway.store.redis_store import EVENTS_AT_ONCE, Owed, RedisStore
@@ -20,12 +20,12 @@ from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.tasks import end_tasks
 from gateway.workers import Workers
 from keys.session import SessionRecord
+from keys.wrapping import Wrapping
 from policies.request import Principal
 from tests.simulators.redis import RedisServer
 
 LIMITS = Sessions(default_ttl=60, max_ttl=600, idle=60, overlap=9, per_subject=99, total=999)
 ALICE = Principal(issuer="i", subject="alice", tenant="acme")
-KEY = b"k" * 32
 _numbers = count(1)
 
 
@@ -39,8 +39,15 @@ class Clock:
 class GatedStore(RedisStore):
     """A store whose answers to `find` are held back until the test opens the gate."""
 
-    def __init__(self, *parts: object) -> None:
-        super().__init__(*parts)  # type: ignore[arg-type]
+    def __init__(self, store: Store) -> None:
+        super().__init__(
+            store,
+            LIMITS,
+            deployment="test",
+            deployment_key=b"k" * 32,
+            wrapping=Wrapping(b"b" * 32),
+            clock=Clock(),
+        )
         self.has_read = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -70,7 +77,7 @@ class Replica:
     def __init__(self, redis: RedisServer, namespace: str, staleness: str = "60s") -> None:
         text = f"store: {{backend: redis, url: '{redis.url}', namespace: {namespace}, "
         store = parse_config(f"{text}staleness: {staleness}}}", "c.yaml", {}).store
-        self.store = GatedStore(store, LIMITS, "test", KEY, Clock())
+        self.store = GatedStore(store)
         self.workers = Workers()
         self.told: list[Message] = []
         self.news = asyncio.Event()

@@ -67,3 +67,24 @@ def test_what_is_dropped_is_gone(table: SessionTable) -> None:
     assert [session.record.session_id for session in table.all()] == ["two"]
     assert table.note_use(["one"], 9.0) == ()
     assert table.used_at("one") == 0.0
+
+
+def test_a_shared_table_serves_nothing_without_a_lease() -> None:
+    """Until somebody vouches for what is held, no session is found, and none is asked for."""
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
+    table = SessionTable(vault, SystemClock(), is_shared=True)
+    table.put(PRINCIPAL, record("one"))
+    with pytest.raises(Refused):
+        table.find("one")
+    table.resume()
+    assert table.find("one") is not None
+
+
+def test_a_shared_table_knows_what_it_lacks(table: SessionTable) -> None:
+    """What is not held, or in an older generation than a token names, may be in the shared store."""
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
+    shared = SessionTable(vault, SystemClock(), is_shared=True)
+    shared.put(PRINCIPAL, record("one"))
+    assert [shared.must_ask("one", generation) for generation in (0, 1, 2)] == [False, False, True]
+    assert shared.must_ask("unknown", 1)
+    assert not table.must_ask("unknown", 1)
