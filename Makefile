@@ -12,8 +12,8 @@ demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
-	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli || { \
-	  apt-get update && apt-get install -y curl gdb redis-server; }
+	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli && command -v go || { \
+	  apt-get update && apt-get install -y curl gdb redis-server golang-go golang-golang-x-mod-dev; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok
@@ -29,6 +29,7 @@ format: $(VENV)/dev.ok
 bench: $(VENV)/dev.ok
 	command -v wrk && command -v nginx || { apt-get update && apt-get install -y wrk nginx-light; }
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/audit.py
 
 bench-policy: $(VENV)/dev.ok
 	$(BIN)/python bench/policy.py

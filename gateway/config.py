@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.audit.durability import Durability
 from gateway.errors import GatewayError
 from gateway.hardening import Protection
 from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
@@ -114,9 +115,19 @@ class Policies(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the audit logs are written."""
+    """Where the audit logs are written, and what a call waits for.
+
+    `durability` is `strict`, `bounded` or `async` (`gateway.audit.recorder`); `wait` is how long, in
+    seconds, a call waits for a record; `keep` is for how many seconds events are kept, 0 for ever;
+    `witnesses` is a C2SP tlog-policy file.
+    """
 
     directory: str
+    replica: str = ""
+    durability: str = "strict"
+    wait: float = 2.0
+    keep: float = 0.0
+    witnesses: str = ""
 
 
 class Custody(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +219,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     logs: Logs
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this gateway's anchor log and deployment key."""
+        return f"{self.name}/{self.audit.replica}" if self.audit.replica else self.name
 
 
 _PASSED_ON = re.compile(
@@ -314,7 +330,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
         policies=_policies(policies, paths),
-        audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
+        audit=_audit(audit, environment.get("VEKLOM_AUDIT_DIR") or directory, paths),
         custody=_custody(top.section("custody")),
         store=_store(top.section("store"), paths),
         sessions=_sessions(top.section("sessions")),
@@ -322,7 +338,6 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         timeouts=_timeouts(top.section("timeouts")),
         logs=_logs(top.section("logs")),
     )
-    audit.finish()
     top.finish()
     return Draft(path=path, config=config, faults=tuple(faults), places=paths.places)
 
@@ -488,6 +503,21 @@ def _policies(section: Section, paths: _Paths) -> Policies:
     )
     section.finish()
     return policies
+
+
+def _audit(section: Section, directory: str, paths: _Paths) -> Audit:
+    audit = Audit(
+        directory=directory,
+        replica=section.string("replica", ""),
+        durability=section.choice("durability", list(Durability), Durability.STRICT),
+        wait=section.duration("wait", "2s"),
+        keep=section.duration("keep", "0s"),
+        witnesses=paths.read(section, "witnesses"),
+    )
+    if audit.replica and not is_key_name(audit.replica):
+        section.fault("replica", "must not hold spaces or '+'")
+    section.finish()
+    return audit
 
 
 def _custody(section: Section) -> Custody:

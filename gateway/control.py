@@ -27,6 +27,7 @@ from gateway.api.kills import FILE_NAME, KillFile, KillSwitch, from_shared, to_s
 from gateway.api.ledger import SessionLedger
 from gateway.api.operators import Operators
 from gateway.api.quiet import serve
+from gateway.api.receipts import Receipts
 from gateway.api.sessions import SessionsApi
 from gateway.audit.event import (
     ConfigurationLoaded,
@@ -45,6 +46,7 @@ from gateway.boot import (
     Boot,
     Protections,
     issuers_of,
+    keeper_of,
     open_journal,
     protections_event,
     run_child,
@@ -152,12 +154,11 @@ class Control:
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
-        self._deposit_keys = DepositKeys(
-            DepositKeyRing(boot.config.name),
-            load_signer(Path(boot.config.state_dir), boot.config.name),
-            self._clock,
-        )
+        signer = load_signer(Path(boot.config.state_dir), boot.config.origin)
+        self._deposit_keys = DepositKeys(DepositKeyRing(boot.config.name), signer, self._clock)
+        self._receipts = Receipts(Path(boot.config.audit.directory), signer, self._clock)
         self._journal = open_journal(boot, self._clock, loop)
+        self._keeper = keeper_of(boot, self._clock, self._record)
         self._kill_file = KillFile(Path(boot.config.state_dir) / FILE_NAME)
         try:
             self._kills = KillTable(self._kill_file.read())
@@ -289,6 +290,7 @@ class Control:
         except AuditUnavailable:
             reason = "audit_unavailable"
         self._journal.close()
+        self._keeper.conclude()
         return 0 if reason in {"shutdown", "replaced"} else 1
 
     async def _record_policies(self, bundle: Bundle) -> None:
@@ -308,6 +310,7 @@ class Control:
             clock=self._clock,
             development=self._development,
             deposit_keys=self._deposit_keys,
+            receipts=self._receipts,
             is_draining=self._is_ending,
         )
         operators = Operators(
@@ -505,7 +508,11 @@ class Control:
                 durable.set_exception(error)
 
         self._journal.append(event, on_durable)
-        await durable
+        try:
+            async with asyncio.timeout(self._boot.config.audit.wait):
+                await durable
+        except TimeoutError:
+            raise AuditUnavailable("the disk is too slow") from None
 
     # --- identity ---
 
@@ -598,6 +605,7 @@ class Control:
             await asyncio.sleep(SWEEP_SECONDS)
             await self._close_due()
             self._deposit_keys.forget_expired()
+            self._journal.renew()
             self._record_counted()
 
     def _record_counted(self) -> None:
@@ -611,6 +619,7 @@ class Control:
 
     def _vital_work(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         yield "sweeper_died", self._sweep()
+        yield "keeper_died", self._keeper.run()
         if self._member is not None:
             yield "follower_died", self._member.follow()
 

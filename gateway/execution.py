@@ -79,7 +79,7 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decided_us", "decision", "dialect",
-        "facts", "inspect", "principal", "reservation", "route", "session", "statuses",
+        "facts", "inspect", "position", "principal", "reservation", "route", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -98,6 +98,14 @@ class _Call:
         self.decided_us = 0
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
+        self.position = ""
+
+    def headers(self) -> list[Header]:
+        """Return what every answer about this call says: which it is, and where it is on record."""
+        fields = [(b"x-veklom-call", self.call_id.encode())]
+        if self.position:
+            fields.append((b"x-veklom-receipt", self.position.encode()))
+        return [*fields, *rate_limit_headers(self.statuses)]
 
 
 class _Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +170,9 @@ class Execution:
         try:
             granted = yield from self._admit(call, head)
             start = self._start_event(call, granted)
-            yield Record(start)  # from here on a crash leaves a call without an end: `unclosed`
+            call.position = yield Record(
+                start
+            )  # from here on a crash leaves a call without an end: `unclosed`
         except Refused as refusal:
             yield from self._refuse(call, refusal)
             return
@@ -381,12 +391,11 @@ class Execution:
             if rewritten is not None:
                 call.body = rewritten
                 asks = True
-        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
         return ResponseGuard(
             route=granted.route,
             asked=granted.asked,
             credential_bytes=granted.lease.credential_bytes,
-            extra_headers=extra,
+            extra_headers=call.headers(),
             blot=granted.lease.blot,
             removes_usage_event=asks,
         )
@@ -449,7 +458,7 @@ class Execution:
             if event.is_anonymous and not self._refusals.spend():
                 self._refusals.count(problem.code)
             else:
-                yield Record(event)
+                call.position = yield Record(event)
         except AuditUnavailable:
             # A denial stays a denial; what cannot be recorded on its own may yet be counted.
             self._metrics.observe_unrecorded_denial()
@@ -459,9 +468,7 @@ class Execution:
 
     def _answer(self, call: _Call, refusal: Refused) -> Answer:
         problem = problem_from(refusal, decision_id=call.call_id)
-        headers: list[Header] = [(b"x-veklom-call", call.call_id.encode())]
-        headers += rate_limit_headers(call.statuses)
-        return Answer(problem, call.dialect, headers)
+        return Answer(problem, call.dialect, call.headers())
 
     # what is written down
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.audit.durability import Durability
 from gateway.audit.keyfile import UnsafeKeyFile, load_or_create_seed
+from gateway.audit.trust import Policy
 from gateway.bundles import Bundle, BundleRefused, read_bundle
 from gateway.config import (
     Config,
@@ -69,6 +71,13 @@ def check_deployment(path: Path) -> list[str]:
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
     lines += map(str, findings(policy_set))
+    lines.append(f"audit {config.audit.directory}: durability {config.audit.durability}")
+    if config.audit.durability != Durability.STRICT:
+        lines.append("warning: calls do not wait for their records; a crash may lose some")
+    if not config.audit.witnesses:
+        lines.append(
+            "warning: no witness sees the anchor log; who holds its key can cut all logs back"
+        )
     if not config.issuers:
         lines.append("warning: no issuer is configured; only `serve --dev` can open sessions")
     if not config.providers:
@@ -98,6 +107,11 @@ def _file_faults(draft: Draft) -> Iterator[Fault]:
                 KeySet.from_json(Path(source.file).read_bytes())
         except (OSError, ValueError) as error:
             yield draft.fault(f"issuers[{number}].jwks_file", _cannot(source.file, error))
+    if witnesses := config.audit.witnesses:
+        try:
+            Policy.from_text(Path(witnesses).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield draft.fault("audit.witnesses", _cannot(witnesses, error))
     yield from _store_faults(draft)
     if fault := descriptors_fault(config.limits):
         yield draft.fault("limits.connections", fault)

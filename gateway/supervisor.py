@@ -416,7 +416,7 @@ def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
     Return what protects this process, with the reason where it does not hold.
     """
     raise_descriptor_limit()
-    signer = load_signer(Path(config.state_dir), config.name)
+    signer = load_signer(Path(config.state_dir), config.origin)
     directory = Path(config.audit.directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "vkey").write_text(signer.vkey + "\n")

@@ -23,8 +23,10 @@ from typing import Any
 import uvloop
 
 import gateway
+from gateway.audit.durability import Durability
 from gateway.audit.event import PolicyLoaded, ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.audit.recorder import Recorder
 from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
@@ -123,6 +125,7 @@ class Worker:
         self._proxy: Proxy | None = None
         self._is_listening = False
         self._journal: Journal | None = None
+        self._recorder: Recorder | None = None
         self._session_key: bytes | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._bundle = boot.bundle
@@ -138,6 +141,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         take_signals(self._stop)
         journal = self._journal = open_journal(boot, self._clock, loop)
+        audit = boot.config.audit
+        self._recorder = Recorder(journal, Durability(audit.durability), audit.wait, self._clock)
         journal.append(ProcessStarted(role=boot.role, run=boot.run, version=gateway.__version__))
         journal.append(protections_event(boot.role, self._protections))
         either: list[asyncio.Future[Any]] = [self._may_serve, self._stopped]
@@ -166,7 +171,7 @@ class Worker:
     async def _listen(self) -> None:
         boot, config = self._boot, self._boot.config
         providers = providers_from(config)
-        assert self._journal is not None  # noqa: S101 - opened before anything else
+        assert self._recorder is not None  # noqa: S101 - opened before anything else
         try:
             tls = {p.name: client_context(p.ca_file) for p in providers if p.is_tls}
             context = server_context(config.listeners.proxy)
@@ -174,7 +179,7 @@ class Worker:
             raise ConfigurationError((f"certificates: {error}",)) from None
         self._proxy = Proxy(
             execution=self._execution(providers),
-            journal=self._journal,
+            recorder=self._recorder,
             pool=Pool(
                 clock=self._clock,
                 tls=tls,
@@ -433,6 +438,8 @@ class Worker:
                 "audit_pending_events": journal.pending_events if journal else 0,
                 "audit_durable_events": journal.durable_events if journal else 0,
                 "audit_failed": int(journal.has_failed) if journal else 0,
+                "audit_short": int(journal.is_short) if journal else 0,
+                "audit_lost_events": self._recorder.lost if self._recorder else 0,
             }
         )
 
@@ -449,6 +456,8 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TOUCH_SECONDS)
+            if self._recorder is not None:
+                self._recorder.tick()
             self._record_counted()
             self._cut_replaced(self._sessions.end_overlaps())
             used = self._note_use()

@@ -151,7 +151,7 @@ def check(bundle: Path | None, config_path: Path | None, *, strict: bool) -> Non
     "form",
     type=click.Choice(["tree", "json", "junit"]),
     default="tree",
-    help="For people, or for machines.",
+    help="For people, for programs, or for a build's test report.",
 )
 @click.option("--require-tests", is_flag=True, help="Fail where there is no test.")
 @click.option("--coverage", "show", is_flag=True, help="Print what no test saw true and false.")

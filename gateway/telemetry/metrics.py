@@ -210,6 +210,8 @@ _HELP = {
     "audit_pending_events": "Audit events that are not durable yet.",
     "audit_durable_events": "Audit events written since the start.",
     "audit_failed": "Audit logs that have failed; calls are refused.",
+    "audit_short": "Audit logs with only the reserve left of their disk; no new call begins.",
+    "audit_lost_events": "Events that the mode `async` let go unrecorded, and the log does not say yet.",
     "sessions_open": "Open sessions; in a fleet, those that this gateway has served.",
     "store_up": "Whether sessions of the shared store are served.",
     "store_silent_seconds": "How long ago the shared store was last heard.",
