@@ -25,6 +25,7 @@ from gateway.descriptors import descriptors_fault
 from gateway.identity.tokens import KeySet
 from gateway.store.connection import check_tls_files, read_password
 from gateway.tls import client_context, server_context
+from policies.analysis import findings
 from policies.document import Fault
 from policies.rules import PolicySet
 
@@ -69,6 +70,7 @@ def check_deployment(path: Path) -> list[str]:
         f"{config.workers} workers",
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
+    lines += map(str, findings(policy_set))
     lines.append(f"audit {config.audit.directory}: durability {config.audit.durability}")
     if config.audit.durability != Durability.STRICT:
         lines.append("warning: calls do not wait for their records; a crash may lose some")
