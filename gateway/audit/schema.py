@@ -48,7 +48,6 @@ FIELDS: Final = {
     "facts": "what rules were asked about, without content: enough to decide again",
     "faults": "what is wrong, each with file:line:column",
     "fault": "whose fault it was: downstream, gateway, upstream, or empty",
-    "faults": "what is wrong, each with its place",
     "files": "the policy files",
     "first_byte_us": "from sending the request to the first byte of the answer, in microseconds",
     "frontier": "roots (base64) of the complete subtrees over what was erased, largest first",
