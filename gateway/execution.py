@@ -19,6 +19,7 @@ No I/O.
 
 import secrets
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,8 +33,9 @@ from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
 from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
+from gateway.limits.estimates import expected_usage, priced, true_usage
 from gateway.limits.headers import rate_limit_headers
-from gateway.limits.memory_store import MemoryLimiter, Reservation
+from gateway.limits.reservation import Reservation
 from gateway.problems import problem_from
 from gateway.providers.dialect import BodyKind, Dialect
 from gateway.providers.headers import forwardable
@@ -43,6 +45,8 @@ from gateway.providers.routes import Route, RouteTable, TargetRefused
 from gateway.providers.stream_usage import request_usage
 from gateway.response import Header, ResponseGuard
 from gateway.story import (
+    Admission,
+    Admit,
     Answer,
     AwaitKeys,
     Break,
@@ -50,6 +54,7 @@ from gateway.story import (
     Exchange,
     Finish,
     Forward,
+    Limiter,
     PeekBody,
     ReadBody,
     Record,
@@ -61,7 +66,8 @@ from keys.region import Slot
 from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.kills import KillTable
-from policies.quota import QuotaStatus
+from policies.limits import demands
+from policies.quota import NOTHING, QuotaStatus, Usage
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
 
@@ -72,8 +78,8 @@ class _Call:
     """What is known of one call so far; each step of the story fills in its part."""
 
     __slots__ = (
-        "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "inspect",
-        "principal", "reservation", "route", "session", "statuses",
+        "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "expected",
+        "inspect", "principal", "reservation", "route", "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -88,6 +94,7 @@ class _Call:
         self.body: bytes | None = None
         self.inspect: MultipartScanner | None = None
         self.decision: Decision | None = None
+        self.expected = NOTHING
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
 
@@ -125,7 +132,7 @@ class Execution:
         session_tokens: SessionTokenVerifier,
         sessions: SessionTable,
         policy_set: PolicySet,
-        limiter: MemoryLimiter,
+        limiter: Limiter,
         kills: KillTable,
         limits: BodyLimits,
         metrics: CallMetrics,
@@ -165,9 +172,13 @@ class Execution:
         try:
             guard = self._guard(call, granted)
             exchange: Exchange = yield self._forward(call, granted, head, guard)
-        finally:
-            self._settle(call)
-        yield from self._conclude(call, granted, exchange, guard)
+            said = self._usage(call, granted, exchange, guard)
+        except BaseException:
+            self._settle(call, call.expected)  # nobody saw what it took
+            raise
+        usage = self._settle(call, _taken(said, exchange))
+        said = msgspec.structs.replace(said, cost_micro_usd=usage.input_cost + usage.output_cost)
+        yield from self._conclude(call, granted, exchange, said)
 
     # 1 to 5
 
@@ -189,17 +200,7 @@ class Execution:
         if decision.verdict is not Verdict.ALLOW:
             code = "policy_error" if decision.verdict is Verdict.ERROR else "policy_denied"
             raise Refused(code, decision.message, rules=decision.rules)
-        admission = self._limiter.admit(self._policy_set.limits, request)
-        if not isinstance(admission, Reservation):
-            call.statuses = (admission,)
-            raise Refused(
-                admission.code,
-                f"The limit {admission.name!r} is reached.",
-                retry_after_seconds=admission.retry_after_seconds,
-                limit=admission.name,
-            )
-        call.reservation = admission
-        call.statuses = admission.statuses
+        yield from self._reserve(call, request)
         return _Granted(
             route=route,
             dialect=provider.dialect,
@@ -209,6 +210,32 @@ class Execution:
             decision=decision,
             lease=lease,
         )
+
+    def _reserve(self, call: _Call, request: AccessRequest) -> Generator[Command, Any, None]:
+        policy_set = self._policy_set
+        asked = request.call
+        if policy_set.reckons:
+            call.expected = expected_usage(asked, call.body, policy_set.prices)
+        else:
+            call.expected = Usage(request_bytes=max(0, asked.body_bytes))
+        wanted = demands(policy_set.limits, request, call.expected, self._clock.now())
+        admission: Admission
+        if isinstance(wanted, QuotaStatus):
+            admission = wanted
+        elif self._limiter.waits and wanted:
+            admission = yield Admit(partial(self._limiter.begin, wanted, call.call_id))
+        else:
+            admission = self._limiter.admit(wanted, call.call_id)
+        if not isinstance(admission, Reservation):
+            call.statuses = (admission,) if admission.code in _REACHED else ()
+            raise Refused(
+                admission.code,
+                _SENTENCES[admission.code].format(admission.name),
+                retry_after_seconds=admission.retry_after_seconds,
+                limit=admission.name,
+            )
+        call.reservation = admission
+        call.statuses = admission.statuses
 
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
         try:
@@ -359,14 +386,30 @@ class Execution:
 
     # 9 and 10
 
-    def _settle(self, call: _Call) -> None:
+    def _usage(
+        self, call: _Call, granted: _Granted, exchange: Exchange, guard: ResponseGuard
+    ) -> UsageRecord:
+        return true_usage(
+            granted.asked,
+            call.body,
+            guard.usage(),
+            status=exchange.upstream_status,
+            was_sent=exchange.request_bytes > 0,
+            is_whole=exchange.outcome == "complete",
+            passed=guard.tokens_passed,
+        )
+
+    def _settle(self, call: _Call, usage: Usage = NOTHING) -> Usage:
+        """Count what the call took, nothing where it went nowhere; return it with what it cost."""
+        if call.asked is not None:
+            usage = priced(usage, call.asked, self._policy_set.prices)
         if call.reservation is not None:
-            self._limiter.settle(call.reservation)
+            self._limiter.settle(call.reservation, usage)
+        return usage
 
     def _conclude(
-        self, call: _Call, granted: _Granted, exchange: Exchange, guard: ResponseGuard
+        self, call: _Call, granted: _Granted, exchange: Exchange, usage: UsageRecord
     ) -> Story:
-        usage = guard.usage()
         try:
             yield Record(self._end_event(call, granted, exchange, usage))
         except AuditUnavailable:
@@ -432,6 +475,7 @@ class Execution:
             policy=granted.decision.policy_digest,
             credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
+            limits=call.reservation.notes if call.reservation else (),
         )
 
     def _end_event(
@@ -470,6 +514,7 @@ class Execution:
             policy=decision.policy_digest if decision else "",
             client_address=call.client_address,
             reasons=decision.reasons if decision else (),
+            limit=refusal.limit,
         )
 
     def _observe(
@@ -482,9 +527,29 @@ class Execution:
             status=exchange.status,
             seconds=self._clock.monotonic() - call.began,
             first_byte_seconds=exchange.first_byte_seconds,
-            input_tokens=usage.input,
-            output_tokens=usage.output,
+            input_tokens=usage.input if usage.source == "provider" else 0,
+            output_tokens=usage.output if usage.source == "provider" else 0,
         )
+
+
+def _taken(said: UsageRecord, exchange: Exchange) -> Usage:
+    return Usage(
+        input=said.input,
+        output=said.output,
+        cache_read=said.cache_read,
+        cache_write=said.cache_write,
+        request_bytes=exchange.request_bytes,
+        response_bytes=exchange.response_bytes,
+    )
+
+
+_REACHED = frozenset({"rate_limit_exceeded", "concurrency_limit_exceeded", "budget_exceeded"})
+_SENTENCES = {
+    **dict.fromkeys(_REACHED, "The limit {!r} is reached."),
+    "call_exceeds_limit": "This call may take more than the limit {!r} ever allows at once.",
+    "price_unknown": "The budget {!r} cannot tell what this model costs.",
+    "limits_unavailable": "The limit {!r} cannot be counted now.",
+}
 
 
 def _is_same_caller(one: Principal, other: Principal) -> bool:

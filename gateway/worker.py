@@ -21,7 +21,7 @@ from typing import Any
 import uvloop
 
 import gateway
-from gateway.audit.event import ProcessStarted, ProcessStopped
+from gateway.audit.event import LimitWarned, ProcessStarted, ProcessStopped
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
@@ -42,6 +42,7 @@ from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
 from gateway.leash import Leash, NewRelay, Order, Retire
 from gateway.limits.memory_store import MemoryLimiter
+from gateway.limits.reservation import Warned
 from gateway.providers.provider import Provider
 from gateway.providers.routes import RouteTable
 from gateway.proxy.pool import Pool
@@ -214,7 +215,7 @@ class Worker:
             session_tokens=SessionTokenVerifier(self._session_key, config.name),
             sessions=self._sessions,
             policy_set=policy_set_of(self._boot),
-            limiter=MemoryLimiter(self._clock),
+            limiter=MemoryLimiter(self._clock, self._record_warning),
             kills=self._kills,
             limits=BodyLimits(
                 buffered=config.limits.buffered_body, streamed=config.limits.streamed_body
@@ -392,6 +393,21 @@ class Worker:
     def _note_use(self) -> tuple[str, ...]:
         live = self._proxy.live_sessions if self._proxy is not None else ()
         return self._sessions.note_use(live, self._clock.now())
+
+    def _record_warning(self, word: Warned) -> None:
+        log.warning("limit.warned", limit=word.limit, percent=word.percent)
+        if self._journal is not None:
+            with suppress(AuditUnavailable):  # the budget holds all the same
+                self._journal.append(
+                    LimitWarned(
+                        limit=word.limit,
+                        counted_for=word.key,
+                        percent=word.percent,
+                        spent=word.spent,
+                        maximum=word.maximum,
+                        unit=word.unit,
+                    )
+                )
 
     def _record_counted(self) -> None:
         if self._journal is not None:

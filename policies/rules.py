@@ -21,7 +21,8 @@ from enum import StrEnum
 
 from policies.conditions import BODY_FACTS, Condition, read_match
 from policies.document import DocumentError, Fault, Section, read_document
-from policies.quota import Limit, read_limit
+from policies.limits import MAX_LIMITS, Limit, read_limit
+from policies.prices import PriceRow, PriceTable, read_price
 
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 
@@ -47,12 +48,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySet:
-    """Every rule and limit in force, and the digest of the files that they came from."""
+    """Every rule, limit and price in force, and the digest of the files that they came from.
+
+    `reckons` is whether any limit counts what a call has to be estimated for.
+    """
 
     denies: tuple[Rule, ...]
     requires: tuple[Rule, ...]
     allows: tuple[Rule, ...]
     limits: tuple[Limit, ...]
+    prices: PriceTable
+    reckons: bool
     reads_body: bool
     digest: str
 
@@ -71,6 +77,7 @@ def load_policy_set(sources: Sequence[tuple[str, str]], providers: frozenset[str
     faults: list[Fault] = []
     rules: dict[str, Rule] = {}
     limits: dict[str, Limit] = {}
+    prices: list[PriceRow] = []
     facts: set[str] = set()
     for path, text in sources:
         try:
@@ -91,6 +98,9 @@ def load_policy_set(sources: Sequence[tuple[str, str]], providers: frozenset[str
                 section.fault("name", f"{limit.name!r} is used twice")
             limits[limit.name] = limit
             facts |= read
+            if len(limits) > MAX_LIMITS:
+                section.fault("", f"is one too many: there may be {MAX_LIMITS} limits")
+        prices += [read_price(section, providers) for section in top.sections("prices")]
         top.finish()
     if faults:
         raise DocumentError(faults)
@@ -104,6 +114,8 @@ def load_policy_set(sources: Sequence[tuple[str, str]], providers: frozenset[str
         requires=by_effect[Effect.REQUIRE],
         allows=by_effect[Effect.ALLOW],
         limits=tuple(limits.values()),
+        prices=PriceTable(prices),
+        reckons=any(limit.reckons for limit in limits.values()),
         reads_body=bool(facts & BODY_FACTS),
         digest=_digest(sources),
     )

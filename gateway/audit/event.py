@@ -23,10 +23,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens as the provider counted them; `source` is `none` where it did not say.
+    """Tokens as the provider counted them (`source` is `provider`), or about how many they were where
+    it did not say (`estimate`); `none` where there is nothing to count.
 
     `input` includes cached tokens and `output` reasoning ones, as OpenTelemetry has it.
-    """
+    `cost_micro_usd` is their list price in millionths of a dollar, 0 where the policy names none.
+    """  # noqa: D205 - one sentence about a closed set
 
     input: int = 0
     output: int = 0
@@ -35,6 +37,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: int = 0
     source: str = "none"
     model: str = ""
+    cost_micro_usd: int = 0
 
 
 class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +48,11 @@ class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
-    """A call was allowed; durable before the provider hears of it."""
+    """A call was allowed; durable before the provider hears of it.
+
+    `limits` are those that did not simply count it: `name:shadow` would have refused it, and
+    `name:local` and `name:allow` could not be asked of their store.
+    """
 
     call: str
     tenant: str
@@ -64,6 +71,7 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
     policy: str
     credential: str
     upstream: str
+    limits: tuple[str, ...] = ()
 
 
 class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
@@ -88,7 +96,7 @@ class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
 
 
 class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
-    """A call was refused; fields that were not known yet are empty."""
+    """A call was refused; fields that were not known yet are empty. `limit` is the one it met."""
 
     call: str
     tenant: str
@@ -104,11 +112,26 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     policy: str
     client_address: str
     reasons: tuple[str, ...]
+    limit: str = ""
 
     @property
     def is_anonymous(self) -> bool:
         """Whether neither a token nor a session said who called."""
         return not self.subject
+
+
+class LimitWarned(Event, frozen=True, kw_only=True, tag="limit.warned"):
+    """A budget is spent to so many percent: recorded once for each window, by whoever crossed it.
+
+    `counted_for` are the parts of the limit's key and the window; `unit` is tokens or micro-usd.
+    """
+
+    limit: str
+    counted_for: tuple[str, ...]
+    percent: int
+    spent: int
+    maximum: int
+    unit: str
 
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):

@@ -14,7 +14,8 @@ ALLOWED: Final = frozenset(
     {
         "event", "level", "timestamp", "exception", "dropped", "role", "pid", "exit_code", "reason",
         "proxy", "sessions", "admin", "workers", "issuer", "error", "version", "vkey", "policy",
-        "boot", "code", "hint", "faults", "fields", "path",
+        "boot", "code", "hint", "faults", "fields", "path", "limit",
+        "percent",
     }
 )  # fmt: skip
 

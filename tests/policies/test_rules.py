@@ -181,16 +181,16 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "limit-without-anything": (
         "limits:\n  - {}",
         [
-            "2:5: limits[0].key is required: one or more of tenant, subject, session, provider, "
+            "2:5: limits[0].key is required: one or more of tenant, subject, role, session, provider, "
             "model, operation",
             "2:5: limits[0].name is required",
-            "2:5: limits[0].requests or concurrent is needed, and only one of them",
+            "2:5: limits[0] one kind is needed: requests, tokens, bytes, concurrent, budget",
         ],
     ),
     "limit-blank-key": (
         "limits:\n  - name: a\n    key:\n    requests: {rate: 1/s}",
         [
-            "3:5: limits[0].key is required: one or more of tenant, subject, session, provider, "
+            "3:5: limits[0].key is required: one or more of tenant, subject, role, session, provider, "
             "model, operation",
         ],
     ),
@@ -199,15 +199,18 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ["1:25: limits[0].key must not be empty"],
     ),
     "limit-key": (
-        "limits: [{name: a, key: [tenant, role], requests: {rate: 1/s}}]",
+        "limits: [{name: a, key: [tenant, team], requests: {rate: 1/s}}]",
         [
-            "1:25: limits[0].key holds 'role'; parts are tenant, subject, session, provider, "
+            "1:25: limits[0].key holds 'team'; parts are tenant, subject, role, session, provider, "
             "model, operation",
         ],
     ),
     "limit-both": (
         "limits: [{name: a, key: tenant, requests: {rate: 1/s}, concurrent: {max: 1}}]",
-        ["1:43: limits[0].requests or concurrent is needed, and only one of them"],
+        [
+            "1:68: limits[0].concurrent one kind is needed: requests, tokens, bytes, concurrent, "
+            "budget"
+        ],
     ),
     "limit-name": (
         "limits: [{name: 'a\"b', key: tenant, requests: {rate: 1/s}}]",
@@ -225,15 +228,15 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "burst": (
         "limits: [{name: a, key: tenant, requests: {rate: 1/s, burst: 0}}]",
-        ["1:62: limits[0].requests.burst must be between 1 and 1000000000"],
+        ["1:62: limits[0].requests.burst must be between 1 and 1000000000000"],
     ),
     "concurrent": (
         "limits: [{name: a, key: tenant, concurrent: {max: 0}}]",
-        ["1:51: limits[0].concurrent.max must be between 1 and 1000000000"],
+        ["1:51: limits[0].concurrent.max must be between 1 and 1000000000000"],
     ),
     "concurrent-endless": (
-        "limits: [{name: a, key: tenant, concurrent: {max: 1000000000000000}}]",
-        ["1:51: limits[0].concurrent.max must be between 1 and 1000000000"],
+        "limits: [{name: a, key: tenant, concurrent: {max: 1000000000000001}}]",
+        ["1:51: limits[0].concurrent.max must be between 1 and 1000000000000"],
     ),
     "too-fast": (
         "limits: [{name: a, key: tenant, requests: {rate: 60000001/min}}]",
