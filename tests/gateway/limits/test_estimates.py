@@ -37,7 +37,7 @@ MEASURED = {
         "aller staatlichen Gewalt. ",
         26,
     ),
-    "chinese": ("人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心", 24),  # noqa: RUF001 - its own comma
+    "chinese": ("人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心", 24),
     "russian": ("Все люди рождаются свободными и равными в своем достоинстве и правах. ", 18),  # noqa: RUF001 - it is Russian
 }
 
