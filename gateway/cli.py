@@ -1,10 +1,13 @@
 """The command line: one function for each command, each imports what it runs when it runs."""
 
+import getpass
 import json
-import urllib.error
-import urllib.request
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -96,6 +99,88 @@ def verify(path: Path, key: str | None, *, as_json: bool) -> None:
     raise SystemExit(report.exit_code)
 
 
+@main.command(context_settings={"allow_interspersed_args": False})
+@click.option("--sessions", default="http://127.0.0.1:8081", show_default=True, help="Its URL.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME[=KEY_VARIABLE[,URL_VARIABLE]]",
+    help="Whose key to deposit; by default openai, anthropic and gemini where their variable is set.",
+)
+@click.option("--token-command", help="A command that prints your identity provider's token.")
+@click.option("--token-file", type=click.File(), help="A file that holds it; - for standard input.")
+@click.option("--dev", is_flag=True, help="Take a development identity of a gateway with --dev.")
+@click.option("--ttl", type=int, help="The session's life in seconds.")
+@click.option("--json", "receipt", type=click.File("w"), help="Where to write the receipt as JSON.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(  # noqa: PLR0913 - one argument for each option
+    sessions: str,
+    providers: tuple[str, ...],
+    token_command: str | None,
+    token_file: TextIO | None,
+    *,
+    dev: bool,
+    ttl: int | None,
+    receipt: TextIO | None,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND in a session: it gets the session token in place of your provider keys.
+
+    The session closes when the command ends, and the exit status is the command's; 125 where nothing
+    was run.
+    """
+    from gateway.client.run import run_wrapped
+    from gateway.client.sessions import ClientError, SessionClient
+    from gateway.client.wrapping import KNOWN, keys_for, wrapping_from
+
+    environment = dict(os.environ)  # noqa: TID251 - the wrapped program's, not our own settings
+    try:
+        asked = [wrapping_from(each) for each in providers] or [
+            each for each in KNOWN.values() if any(map(environment.get, each.key_variables))
+        ]
+        if not asked:
+            raise ClientError("no provider key is set; name a provider with --provider")
+        keys = keys_for(asked, environment, _ask_for_key if sys.stdin.isatty() else None)
+        client = SessionClient(sessions, _identity(sessions, token_command, token_file, dev=dev))
+        status, said = run_wrapped(
+            client, command, keys=keys, wrappings=asked, environment=environment, ttl_seconds=ttl
+        )
+    except ClientError as error:
+        click.echo(f"veklom run: {error}", err=True)
+        raise SystemExit(NOTHING_WAS_RUN) from None
+    if receipt is not None:
+        json.dump(said, receipt, indent=2)
+        receipt.write("\n")
+    click.echo(f"veklom run: session {said['session_id']}: {said.get('error', 'closed')}", err=True)
+    raise SystemExit(status)
+
+
+NOTHING_WAS_RUN = 125
+
+
+def _ask_for_key(provider: str) -> str:
+    return str(click.prompt(f"Key for {provider}", hide_input=True, err=True))
+
+
+def _identity(sessions: str, command: str | None, file: TextIO | None, *, dev: bool) -> str:
+    """Return the caller's identity token, from the one place that was named."""
+    from gateway.client.sessions import ClientError, development_identity
+
+    if sum((command is not None, file is not None, dev)) != 1:
+        raise ClientError("say who you are: --token-command, --token-file or --dev")
+    if dev:
+        return development_identity(sessions, getpass.getuser(), "dev")
+    if file is not None:
+        return file.read().strip()
+    done = subprocess.run(  # noqa: S603 - the user typed it
+        shlex.split(command or ""), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode or not done.stdout.strip():
+        raise ClientError(f"--token-command printed no token (exit status {done.returncode})")
+    return done.stdout.strip()
+
+
 @main.group()
 def token() -> None:
     """Tokens for development."""
@@ -112,18 +197,13 @@ def dev(  # noqa: PLR0913, PLR0917 - one argument for each option
     sessions: str, subject: str, tenant: str, roles: tuple[str, ...], amr: tuple[str, ...], ttl: int
 ) -> None:
     """Print an identity token of a gateway that runs with --dev."""
+    from gateway.client.sessions import ClientError, ask
+
     body = {"subject": subject, "tenant": tenant, "roles": roles, "amr": amr, "ttl_seconds": ttl}
-    request = urllib.request.Request(  # noqa: S310 - the scheme is checked below
-        f"{sessions}/dev/token", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    if request.type not in {"http", "https"}:
-        _fail(("--sessions must be an http or https URL",))
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - checked above
-            click.echo(json.load(response)["token"])
-    except (urllib.error.URLError, KeyError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        _fail((f"no token: {reason}; is a gateway running there with --dev?",))
+        click.echo(ask("POST", f"{sessions}/dev/token", "", body)["token"])
+    except (ClientError, KeyError) as error:
+        _fail((f"no token: {error}; is a gateway running there with --dev?",))
 
 
 def _fail(faults: tuple[str, ...]) -> NoReturn:

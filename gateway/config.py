@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLError
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -125,6 +126,36 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
 _USUALLY_REQUIRED = (Protection.NO_SWAP, Protection.NO_KEY_LOG, Protection.NO_DEBUG)
 
 
+class Store(msgspec.Struct, frozen=True, kw_only=True):
+    """Where open sessions are kept: in `memory`, or in a `redis` at `url` that replicas share.
+
+    `staleness` and `timeout` in seconds. `url` names no credentials; `host`, `port`, `database` and
+    `is_tls` are what it says.
+    """
+
+    backend: str
+    url: str = ""
+    host: str = ""
+    port: int = 0
+    database: int = 0
+    is_tls: bool = True
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+    certificate: str = ""
+    private_key: str = ""
+    namespace: str
+    staleness: float
+    timeout: float
+    connections: int
+    allow_persistent_store: str = ""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether replicas share it."""
+        return self.backend == "redis"
+
+
 class Admin(msgspec.Struct, frozen=True, kw_only=True):
     """Who may operate the gateway, and what counts as a fresh proof that it is they."""
 
@@ -163,6 +194,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     policies: Policies
     audit: Audit
     custody: Custody
+    store: Store
     sessions: Sessions
     limits: Limits
     timeouts: Timeouts
@@ -275,6 +307,7 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
         audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
         custody=_custody(top.section("custody")),
+        store=_store(top.section("store"), paths),
         sessions=_sessions(top.section("sessions")),
         limits=_limits(top.section("limits")),
         timeouts=_timeouts(top.section("timeouts")),
@@ -428,6 +461,80 @@ def _custody(section: Section) -> Custody:
             section.fault("require", f"holds {name!r}; one of {', '.join(Protection)}")
     section.finish()
     return Custody(require=require)
+
+
+def _store(section: Section, paths: _Paths) -> Store:
+    backend = section.choice("backend", ["memory", "redis"], "memory")
+    url = section.string("url", "")
+    host, port, database, is_tls = _redis_address(section, url)
+    if (backend == "redis") != bool(url):
+        section.fault("url", "is what backend: redis needs, and nothing else does")
+    plain_redis = section.boolean("plain_redis", default=False)
+    if url and not is_tls and not _is_loopback(host) and not plain_redis:
+        section.fault("url", "is plain: use rediss, or declare plain_redis: true")
+    files = {key: paths.read(section, key) for key in ("ca_file", "certificate", "private_key")}
+    if url and not is_tls and any(files.values()):
+        section.fault("url", "is plain: certificates need rediss")
+    if files["private_key"] and not files["certificate"]:
+        section.fault("private_key", "needs a certificate")
+    staleness, timeout = section.duration("staleness", "10s"), section.duration("timeout", "500ms")
+    if not 1 <= staleness <= 60:
+        section.fault("staleness", "must be between 1s and 60s")
+    if not 0.01 <= timeout <= staleness / 2:
+        section.fault("timeout", "must be between 10ms and half of staleness")
+    namespace = section.string("namespace", "veklom")
+    if not _NAME.fullmatch(namespace):
+        section.fault("namespace", "must be 1 to 32 of a-z, 0-9 and '-'")
+    username, password_file = section.string("username", ""), paths.read(section, "password_file")
+    if username and not password_file:
+        section.fault("username", "needs a password_file")
+    store = Store(
+        backend=backend,
+        url=url,
+        host=host,
+        port=port,
+        database=database,
+        is_tls=is_tls,
+        username=username,
+        password_file=password_file,
+        **files,
+        namespace=namespace,
+        staleness=staleness,
+        timeout=timeout,
+        connections=section.integer("connections", 16, low=2, high=1024),
+        allow_persistent_store=section.string("allow_persistent_store", ""),
+    )
+    section.finish()
+    return store
+
+
+def _redis_address(section: Section, url: str) -> tuple[str, int, int, bool]:
+    """Return host, port, database and whether TLS is spoken; no fault ever quotes the URL."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 6379
+    except ValueError:
+        section.fault("url", "must be rediss://host:port, with /number for a database")
+        return "", 0, 0, True
+    if "@" in url:
+        section.fault("url", "holds credentials: name username, and a password_file")
+    elif url and (
+        parts.scheme not in {"rediss", "redis"}
+        or not host
+        or parts.query
+        or parts.fragment
+        or not re.fullmatch(r"/?[0-9]{0,5}", parts.path)
+    ):
+        section.fault("url", "must be rediss://host:port, with /number for a database")
+    database = parts.path.strip("/")
+    return host, port, int(database) if database.isdecimal() else 0, parts.scheme != "redis"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _sessions(section: Section) -> Sessions:

@@ -13,7 +13,7 @@ Laws of this file:
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from aiohttp import web
 import gateway
 from gateway.api.admin import admin_app
 from gateway.api.deposit_keys import DepositKeys
-from gateway.api.kills import FILE_NAME, KillFile, KillSwitch
-from gateway.api.ledger import Entry, SessionLedger
+from gateway.api.kills import FILE_NAME, KillFile, KillSwitch, from_shared, to_shared
+from gateway.api.ledger import SessionLedger
 from gateway.api.operators import Operators
 from gateway.api.quiet import serve
 from gateway.api.sessions import SessionsApi
@@ -51,8 +51,9 @@ from gateway.boot import (
     take_signals,
 )
 from gateway.clock import SystemClock
-from gateway.config import ConfigurationError, providers_from
+from gateway.config import ConfigurationError, providers_from, why
 from gateway.errors import Refused
+from gateway.fleet import FleetMember
 from gateway.identity.dev_issuer import DEVELOPMENT_GRANTS, ISSUER, DevelopmentIssuer
 from gateway.identity.jwks import JwksCache
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
@@ -73,6 +74,7 @@ from gateway.relay import (
     Ready,
     Serve,
     SessionKey,
+    SessionNeeded,
     Snapshot,
     Told,
     Touched,
@@ -80,12 +82,17 @@ from gateway.relay import (
 from gateway.relay import (
     KeysNeeded as KeysNeededMessage,
 )
+from gateway.store.connection import StoreRefused
+from gateway.store.memory import MemoryStore
+from gateway.store.redis_store import Owed, RedisStore
+from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from gateway.takeover import settle
 from gateway.telemetry.logs import get_log
 from gateway.telemetry.metrics import render
 from gateway.tls import server_context
 from gateway.workers import ACK_SECONDS, Workers
 from keys.boot_secrets import BootSecrets
+from keys.deployment import TOKEN_SEED, derive
 from keys.hpke import DepositKeyRing
 from policies.kills import KillTable
 from policies.request import Principal
@@ -126,7 +133,10 @@ class Control:
         self._workers = Workers()
         self._refusals = RefusalBudget(self._clock)
         secrets = BootSecrets.open(boot.secrets)
-        self._tokens = SessionTokenIssuer(boot.config.name, secrets.token_seed)
+        deployment_key = load_or_create_seed(Path(boot.config.state_dir) / "fingerprint.key")
+        is_shared = boot.config.store.is_shared
+        seed = derive(deployment_key, TOKEN_SEED) if is_shared else secrets.token_seed
+        self._tokens = SessionTokenIssuer(boot.config.name, seed)
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
@@ -141,13 +151,29 @@ class Control:
             self._kills = KillTable(self._kill_file.read())
         except (OSError, ValueError) as error:
             raise ConfigurationError((f"kills: {error}",)) from None
+        self._store: SessionStore
+        self._member: FleetMember | None = None
+        if is_shared:
+            self._store, self._member = self._join_fleet(deployment_key)
+        else:
+            self._store = MemoryStore(boot.config.sessions)
         self._ledger = SessionLedger(
-            fleet=self._workers,
+            store=self._store,
+            fleet=self._member or self._workers,
             tokens=self._tokens,
             record=self._record,
-            fingerprint_key=load_or_create_seed(Path(boot.config.state_dir) / "fingerprint.key"),
+            fingerprint_key=deployment_key,
             kills=self._kills,
             limits=boot.config.sessions,
+            clock=self._clock,
+        )
+        self._kill_switch = KillSwitch(
+            table=self._kills,
+            file=self._kill_file,
+            fleet=self._workers,
+            ledger=self._ledger,
+            shared=self._store if isinstance(self._store, RedisStore) else None,
+            record=self._record,
             clock=self._clock,
         )
         self._tasks: set[asyncio.Task[object]] = set()
@@ -160,6 +186,39 @@ class Control:
         self._stopped: asyncio.Future[str] = loop.create_future()
         self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
+
+    def _join_fleet(self, deployment_key: bytes) -> tuple[RedisStore, FleetMember]:
+        config = self._boot.config
+        store = RedisStore(config.store, config.sessions, config.name, deployment_key, self._clock)
+        member = FleetMember(
+            store=store,
+            workers=self._workers,
+            record=self._record,
+            close=self._close_owed,
+            kills={kill.kill_id: to_shared(kill) for kill in self._kills.standing()},
+            on_kill=self._on_kill,
+            end_killed=self._end_killed,
+            persistence_reason=config.store.allow_persistent_store,
+            staleness_seconds=config.store.staleness,
+            clock=self._clock,
+        )
+        return store, member
+
+    def _on_kill(self, kill_id: str, data: bytes | None) -> None:
+        self._kill_switch.hear(kill_id, data)
+        self._start(self._keep_kills())
+
+    async def _keep_kills(self) -> None:
+        try:
+            await self._kill_switch.keep()
+        except OSError as error:
+            log.error("kills.not_kept", error=why(error))
+
+    async def _end_killed(self, data: bytes) -> None:
+        await self._ledger.close_killed([from_shared(data)])
+
+    async def _close_owed(self, owed: Owed) -> None:
+        await self._ledger.close(owed.session_id, owed.reason, due_at=owed.due_at)
 
     async def run(self) -> int:
         """Serve until told to stop; return the exit code."""
@@ -177,11 +236,11 @@ class Control:
             standing = tuple(kill.kill_id for kill in self._kills.standing())
             await self._record(KillsStanding(kills=standing))
         await self._take_over()
+        await self._meet_fleet()
         await self._jwks.start()
         runners = await self._serve()
-        sweeper = asyncio.get_running_loop().create_task(self._sweep())
-        # Without the sweep sessions would outlive their time: its death is this process's.
-        sweeper.add_done_callback(self._on_sweep_ended)
+        # Without them sessions would outlive their time, or what is said of them: their death is ours.
+        vital = [self._start_vital(work) for work in self._vital_work()]
         self._leash.tell_serving()
         reason = await self._stopped
         if reason == "replaced":
@@ -194,11 +253,14 @@ class Control:
         if reason == "shutdown":
             # Workers drain on the same signal; what they still ask for is answered until they end.
             await self._wait_for_workers()
-        sweeper.cancel()
-        await asyncio.gather(sweeper, return_exceptions=True)
+        for task in vital:
+            task.cancel()
+        await asyncio.gather(*vital, return_exceptions=True)
         for runner in runners:
             await runner.cleanup()
-        if reason in {"shutdown", "supervisor_lost"}:
+        if self._member is not None:
+            await self._member.aclose()  # a fleet's sessions end with none of its replicas
+        elif reason in {"shutdown", "supervisor_lost"}:
             await self._close_all(None if reason == "shutdown" else CLOSE_ALL_SECONDS)
         await self._jwks.close()
         self._record_counted()
@@ -233,20 +295,12 @@ class Control:
             refusals=self._refusals,
             clock=self._clock,
         )
-        kill_switch = KillSwitch(
-            table=self._kills,
-            file=self._kill_file,
-            fleet=self._workers,
-            ledger=self._ledger,
-            record=self._record,
-            clock=self._clock,
-        )
         admin = admin_app(
             checks=self._checks,
             metrics=self._metrics,
             protections=self._protections,
             operators=operators,
-            kills=kill_switch,
+            kills=self._kill_switch,
         )
         try:
             contexts = server_context(listeners.sessions), server_context(listeners.admin)
@@ -274,7 +328,7 @@ class Control:
         """Record that every session ended; they end with the gateway even where time runs out."""
         try:
             async with asyncio.timeout(seconds):
-                for entry in self._ledger.entries():
+                for entry in self._store.held():
                     await self._close(entry.record.session_id, "shutdown")
         except TimeoutError:
             log.error("sessions.not_closed")
@@ -300,6 +354,23 @@ class Control:
         task.add_done_callback(self._tasks.discard)
 
     # --- taking over, and telling newcomers ---
+
+    async def _meet_fleet(self) -> None:
+        """Reach the shared store, where there is one, before anybody is served."""
+        if self._member is None:
+            return
+        try:
+            await self._member.start()
+        except StoreRefused as refused:
+            if self._boot.run == 1:
+                raise ConfigurationError((f"store: {refused}",)) from None
+        with suppress(StoreUnavailable):
+            await self._close_killed()
+
+    async def _close_killed(self) -> None:
+        """End what a control process that died had stopped, and had not ended."""
+        if len(self._kills):
+            await self._ledger.close_killed(self._kills.standing())
 
     async def _meet_worker(self, end: socket.socket) -> None:
         link = await Link.open(end, self._on_message, self._on_worker_lost)
@@ -342,21 +413,21 @@ class Control:
             self._workers.add(link)
         for held in takeover.half_open:
             self._adopt(held)
-            await self._close(held.record.session_id, "half_open")
+            if self._member is None:
+                await self._close(held.record.session_id, "half_open")
         for held in takeover.adopted:
             self._adopt(held)
-        for kill in self._kills.standing():
-            # Placed by a control process that died before it had ended all that the kill hits.
-            await self._ledger.close_killed(kill)
+        if self._member is None:
+            await self._close_killed()
         if elders:
-            log.info("control.took_over", sessions=len(takeover.adopted), workers=len(elders))
-            await self._record(SessionsAdopted(sessions=len(takeover.adopted)))
+            log.info("control.took_over", sessions=len(self._store.held()), workers=len(elders))
+            await self._record(SessionsAdopted(sessions=len(self._store.held())))
         self._has_taken_over = True
         for link in [link for link, each in self._newcomers.items() if each.has_told]:
             self._enlist(link)
 
     def _adopt(self, held: Held) -> None:
-        self._ledger.adopt(Entry(held.principal, held.record, held.label, held.used_at))
+        self._store.adopt(Entry(held.principal, held.record, held.label, held.used_at))
 
     def _enlist(self, link: Link) -> None:
         """Tell a worker everything, in one go: nothing can happen between two of these words.
@@ -366,7 +437,7 @@ class Control:
         newcomer = self._newcomers.pop(link)
         self._workers.add(link)
         link.send(SessionKey(public_key=self._tokens.public_key))
-        entries = {entry.record.session_id: entry for entry in self._ledger.entries()}
+        entries = {entry.record.session_id: entry for entry in self._store.held()}
         holds = {held.record.session_id: held.record.revision for held in newcomer.held}
         link.send(LetStand(n=UNASKED, kills=self._kills.standing()))
         for session_id in holds.keys() - entries.keys():
@@ -388,6 +459,8 @@ class Control:
             link.send(IssuerKeys(issuer=issuer, jwks=jwks))
         link.send(self._workers.kept)
         link.send(Serve())
+        if self._member is not None and self._member.lease is not None:
+            link.send(self._member.lease)
 
     # --- evidence ---
 
@@ -452,7 +525,9 @@ class Control:
             case Ack():
                 self._workers.on_answer(link, message.n, message)
             case Touched():
-                self._ledger.touch(message.session_ids)
+                self._store.touch(message.session_ids, self._clock.now())
+            case SessionNeeded() if self._member is not None:
+                self._member.need(message.session_id)
             case KeysNeededMessage():
                 self._start(self._answer_need(message.issuer))
             case _:
@@ -492,8 +567,7 @@ class Control:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for session_id, reason in self._ledger.due():
-                await self._close(session_id, reason)
+            await self._close_due()
             self._deposit_keys.forget_expired()
             self._record_counted()
 
@@ -501,10 +575,27 @@ class Control:
         with suppress(AuditUnavailable):
             self._refusals.flush(self._journal.append)
 
-    def _on_sweep_ended(self, sweeper: asyncio.Task[None]) -> None:
-        if not sweeper.cancelled():
-            log.error("sweep.died", error=type(sweeper.exception()).__name__)
-            self._stop("sweeper_died")
+    async def _close_due(self) -> None:
+        with suppress(StoreUnavailable):  # the member says so, and calls are refused meanwhile
+            for fault in await self._ledger.close_due():
+                log.error("session.close_failed", code=fault.code)
+
+    def _vital_work(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+        yield "sweeper_died", self._sweep()
+        if self._member is not None:
+            yield "follower_died", self._member.follow()
+
+    def _start_vital(self, work: tuple[str, Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        name, coroutine = work
+        task = asyncio.get_running_loop().create_task(coroutine)
+
+        def on_ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                log.error("task.died", reason=name, error=type(task.exception()).__name__)
+                self._stop(name)
+
+        task.add_done_callback(on_ended)
+        return task
 
     async def _close(self, session_id: str, reason: str) -> None:
         try:
@@ -519,16 +610,21 @@ class Control:
             "workers": self._workers.ready == self._boot.config.workers,
             "audit": not failed and not self._journal.has_failed,
             "not_draining": not self._stopped.done(),
+            **({} if self._member is None else {"store": self._member.is_live}),
         }
 
     async def _metrics(self) -> bytes:
         snapshots = await self._workers.snapshots()
         gauges = {
-            "sessions_open": float(len(self._ledger)),
+            "sessions_open": float(len(self._store.held())),
             "workers_ready": float(self._workers.ready),
             "kills_standing": float(len(self._kills)),
+            **({} if self._member is None else self._member.gauges),
         }
-        return await asyncio.to_thread(render, snapshots, gauges, self._protections, self._restarts)
+        counts = {} if self._member is None else self._member.counts
+        return await asyncio.to_thread(
+            render, snapshots, gauges, self._protections, self._restarts, counts
+        )
 
     def _stop(self, reason: str) -> None:
         self._last_reason = reason

@@ -2,7 +2,8 @@
 
 A reload makes another deployment, whole and checked, or none. What the supervisor itself holds for
 its lifetime (sockets, the name that keys and logs are bound to, the folders, the number of workers)
-stays as it was: a change of it is named in the log and waits for a restart.
+stays as it was, and so does the store of the sessions that go on: a change of either is named in the
+log and waits for a restart.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from gateway.boot import PolicySource
 from gateway.config import Config, read_policy_sources
 from gateway.setup import load_checked
 
-NEEDS_RESTART: Final = ("name", "state_dir", "workers", "listeners", "audit")
+NEEDS_RESTART: Final = ("name", "state_dir", "workers", "listeners", "audit", "store")
 """The fields of the configuration that a reload leaves alone."""
 
 

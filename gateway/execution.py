@@ -49,6 +49,7 @@ from gateway.story import (
     Admit,
     Answer,
     AwaitKeys,
+    AwaitSession,
     Break,
     Command,
     Exchange,
@@ -275,6 +276,9 @@ class Execution:
             )
         claims = self._session_tokens.verify(presented.session_token, now)
         session = call.session = self._sessions.find(claims.session_id)
+        if self._sessions.must_ask(claims.session_id, claims.generation):
+            yield AwaitSession(claims.session_id)
+            session = call.session = self._sessions.find(claims.session_id)
         if session is None or session.record.generation != claims.generation:
             raise Refused("session_unknown", "The session is closed or was renewed elsewhere.")
         if session.record.expires_at <= now:

@@ -71,6 +71,7 @@ STATUS: Final[dict[str, int]] = {
     "upstream_forbidden_address": 502,
     "audit_unavailable": 503,
     "control_unavailable": 503,
+    "store_unavailable": 503,
     "identity_unavailable": 503,
     "limits_unavailable": 503,
     "overloaded": 503,

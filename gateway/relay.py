@@ -52,6 +52,23 @@ class DropSession(msgspec.Struct, frozen=True, kw_only=True, tag="drop-session")
     reason: str
 
 
+class SessionAbsent(msgspec.Struct, frozen=True, kw_only=True, tag="session-absent"):
+    """No such session is open in the fleet; `is_known=False` says that nobody can say so now."""
+
+    session_id: str
+    is_known: bool
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True, tag="lease"):
+    """Serve sessions of the shared store until then and no longer; what was said before is true.
+
+    `until` is on the machine's monotonic clock, which its processes share: a lease that waited to be
+    read is no longer for it.
+    """
+
+    until: float
+
+
 class LetStand(msgspec.Struct, frozen=True, kw_only=True, tag="let-stand"):
     """These kills stand, and no others: end what they hit."""
 
@@ -141,6 +158,12 @@ class KeysNeeded(msgspec.Struct, frozen=True, kw_only=True, tag="keys-needed"):
     kid: str
 
 
+class SessionNeeded(msgspec.Struct, frozen=True, kw_only=True, tag="session-needed"):
+    """A token names a session, or a generation of one, that this worker does not hold."""
+
+    session_id: str
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     """The worker's counters, for request `n`; 0 where it sends them unasked, as its last word."""
 
@@ -155,6 +178,8 @@ ToWorker = (
     SessionKey
     | PutSession
     | DropSession
+    | SessionAbsent
+    | Lease
     | LetStand
     | IssuerKeys
     | IssuerAbsent
@@ -162,7 +187,7 @@ ToWorker = (
     | KeepCounts
     | SnapshotRequest
 )
-ToControl = Hello | Held | Told | Ready | Ack | Touched | KeysNeeded | Snapshot
+ToControl = Hello | Held | Told | Ready | Ack | Touched | KeysNeeded | SessionNeeded | Snapshot
 Message = ToWorker | ToControl
 
 _encoder = msgspec.msgpack.Encoder()

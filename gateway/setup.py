@@ -20,6 +20,7 @@ from gateway.config import (
 )
 from gateway.descriptors import descriptors_fault
 from gateway.identity.tokens import KeySet
+from gateway.store.connection import check_tls_files, read_password
 from gateway.tls import client_context, server_context
 from policies.document import DocumentError, Fault
 from policies.rules import PolicySet, load_policy_set
@@ -95,6 +96,7 @@ def _file_faults(draft: Draft) -> Iterator[Fault]:
                 KeySet.from_json(Path(source.file).read_bytes())
         except (OSError, ValueError) as error:
             yield draft.fault(f"issuers[{number}].jwks_file", _cannot(source.file, error))
+    yield from _store_faults(draft)
     if fault := descriptors_fault(config.limits):
         yield draft.fault("limits.connections", fault)
     yield from _folder_faults(draft)
@@ -118,6 +120,30 @@ def _certificate_faults(draft: Draft, name: str, listener: Listener) -> Iterator
     except OSError as error:
         field = "private_key" if listener.private_key else "certificate"
         yield draft.fault(f"listeners.{name}.{field}", _cannot(getattr(listener, field), error))
+
+
+def _store_faults(draft: Draft) -> Iterator[Fault]:
+    store = draft.config.store
+    try:
+        if store.password_file:
+            read_password(store.password_file)
+    except (OSError, ValueError) as error:
+        yield draft.fault("store.password_file", _cannot(store.password_file, error))
+    unread = False
+    for field in ("ca_file", "certificate", "private_key"):
+        file = getattr(store, field)
+        try:
+            if file:
+                Path(file).read_bytes()
+        except OSError as error:
+            unread = True
+            yield draft.fault(f"store.{field}", _cannot(file, error))
+    try:
+        if not unread:
+            check_tls_files(store)
+    except OSError as error:
+        field = "certificate" if store.certificate else "ca_file"
+        yield draft.fault(f"store.{field}", _cannot(getattr(store, field), error))
 
 
 def _folder_faults(draft: Draft) -> Iterator[Fault]:

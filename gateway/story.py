@@ -85,6 +85,12 @@ class AwaitKeys(msgspec.Struct, frozen=True):
     kid: str
 
 
+class AwaitSession(msgspec.Struct, frozen=True):
+    """Resume when the shared store has been asked; raise `Refused` here if it does not answer."""
+
+    session_id: str
+
+
 class Admit(msgspec.Struct, frozen=True):
     """Resume with the `Reservation` or the refusing `QuotaStatus` that `begin` calls back with."""
 
@@ -149,7 +155,18 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Sequence[Header]
 
 
-Command = ReadBody | PeekBody | AwaitKeys | Admit | Record | Forward | Finish | Break | Answer
+Command = (
+    ReadBody
+    | PeekBody
+    | AwaitKeys
+    | AwaitSession
+    | Admit
+    | Record
+    | Forward
+    | Finish
+    | Break
+    | Answer
+)
 Story = Generator[Command, Any, None]
 
 

@@ -7,7 +7,8 @@ keys, no fetching of issuers' keys, no web framework.
 Laws of this file:
 - it listens only once control has told it everything there is to know;
 - it outlives control: it goes on with the sessions it holds and waits for the next relay, but not
-  for longer than `WITHOUT_CONTROL_SECONDS`, since meanwhile nobody could tell it what was closed;
+  for longer than `WITHOUT_CONTROL_SECONDS`, since meanwhile nobody could tell it what was closed; in a
+  fleet, not for longer than its lease;
 - it does not outlive the supervisor.
 """
 
@@ -57,13 +58,16 @@ from gateway.relay import (
     IssuerKeys,
     KeepCounts,
     KeysNeeded,
+    Lease,
     LetStand,
     Link,
     Message,
     PutSession,
     Ready,
     Serve,
+    SessionAbsent,
     SessionKey,
+    SessionNeeded,
     Snapshot,
     SnapshotRequest,
     Told,
@@ -103,7 +107,11 @@ class Worker:
         self._clock = SystemClock()
         self._metrics = CallMetrics()
         secrets = BootSecrets.open(boot.secrets)
-        self._sessions = SessionTable(SessionVault(region, secrets.boot_key), self._clock)
+        self._is_shared = boot.config.store.is_shared
+        self._sessions = SessionTable(
+            SessionVault(region, secrets.boot_key), self._clock, is_shared=self._is_shared
+        )
+        self._lease: asyncio.TimerHandle | None = None
         self._kills = KillTable()
         self._identities = TokenVerifier(issuers_of(boot))
         self._refusals = RefusalBudget(self._clock)
@@ -174,6 +182,7 @@ class Worker:
             metrics=self._metrics,
             clock=self._clock,
             ask_for_keys=self._ask_for_keys,
+            ask_for_session=self._ask_for_session,
             well_known=json.dumps(
                 {"sessions": boot.addresses["sessions"] + "/v1/sessions"}
             ).encode(),
@@ -267,9 +276,6 @@ class Worker:
         link.send(Told())
         if self._is_listening:
             link.send(Ready(worker=self._index, protections=self._protections))
-        if self._proxy is not None:
-            for issuer, kid in self._proxy.awaited_keys:
-                link.send(KeysNeeded(issuer=issuer, kid=kid))
 
     def _on_link_lost(self, link: Link) -> None:
         if link.is_broken:
@@ -288,22 +294,33 @@ class Worker:
                 self._session_key = message.public_key
             case PutSession() | DropSession() | LetStand():
                 self._confirm(link, message.n, self._change_sessions(message))
+            case SessionAbsent():
+                self._on_session(message.session_id, is_known=message.is_known)
+            case Lease():
+                self._serve_until(message.until)
             case IssuerKeys():
                 self._take_keys(message)
             case IssuerAbsent():
                 if self._proxy is not None:
                     self._proxy.keys_arrived(message.issuer, are_known=False)
             case Serve():
-                self._without_control_since = None
-                self._sessions.resume()
-                if not self._may_serve.done():
-                    self._may_serve.set_result(None)
+                self._go_on()
             case KeepCounts():
                 self._kept = message
             case SnapshotRequest():
                 link.send(Snapshot(n=message.n, data=self._snapshot()))
             case _:
                 self._stop("relay_confused")
+
+    def _go_on(self) -> None:
+        """Serve, or go on serving; whoever was asked for something before may be gone."""
+        self._without_control_since = None
+        if not self._is_shared:
+            self._sessions.resume()
+        if self._proxy is not None:
+            self._proxy.ask_again()
+        if not self._may_serve.done():
+            self._may_serve.set_result(None)
 
     # --- sessions ---
 
@@ -314,6 +331,7 @@ class Worker:
                 destroyed = self._sessions.put(
                     message.principal, message.record, label=message.label, used_at=message.used_at
                 )
+                self._on_session(message.record.session_id)
                 return self._cut_replaced(destroyed)
             case DropSession():
                 return self._end(message.session_id, "session_closed", "The session was closed.")
@@ -353,6 +371,22 @@ class Worker:
         if self._proxy is not None:
             self._proxy.keys_arrived(message.issuer, are_known=message.jwks is not None)
 
+    def _on_session(self, session_id: str, *, is_known: bool = True) -> None:
+        if self._proxy is not None:
+            self._proxy.session_arrived(session_id, is_known=is_known)
+
+    def _serve_until(self, until: float) -> None:
+        """Serve sessions of a fleet for as long as control vouches for what it knows of it."""
+        if self._lease is not None:
+            self._lease.cancel()
+        remaining = until - self._clock.monotonic()
+        if remaining > 0:
+            self._sessions.resume()
+            loop = asyncio.get_running_loop()
+            self._lease = loop.call_later(remaining, self._sessions.suspend)
+        else:
+            self._sessions.suspend()
+
     @staticmethod
     def _confirm(link: Link, n: int, count: int = 0) -> None:
         if n != UNASKED:
@@ -375,6 +409,10 @@ class Worker:
     def _ask_for_keys(self, issuer: str, kid: str) -> None:
         if self._link is not None:
             self._link.send(KeysNeeded(issuer=issuer, kid=kid))
+
+    def _ask_for_session(self, session_id: str) -> None:
+        if self._link is not None:
+            self._link.send(SessionNeeded(session_id=session_id))
 
     # --- time ---
 

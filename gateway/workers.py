@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.errors import Refused
 from gateway.relay import (
+    UNASKED,
     DropSession,
     KeepCounts,
     LetStand,
@@ -147,6 +148,10 @@ class Workers:
         """Return, when every worker lets only these stand, how many live calls were cut."""
         acks = await self._ask(lambda n: LetStand(n=n, kills=kills))
         return sum(ack.count for ack in acks)
+
+    def tell_kills(self, kills: tuple[Kill, ...]) -> None:
+        """Have every worker let only these stand, without waiting."""
+        self.tell(LetStand(n=UNASKED, kills=kills))
 
     async def snapshots(self) -> list[dict[str, Any]]:
         """Return every worker's counters, and first those of workers that are gone."""

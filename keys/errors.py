@@ -8,7 +8,8 @@
     ├── UnknownDepositKey  a deposit is sealed to a key that is not, or no longer, ours
     ├── AlreadyOpened      a sealed deposit was opened before
     ├── DoesNotOpen        a deposit is sealed for somebody else, or was altered
-    └── TooManyOpened      no more opened deposits can be remembered
+    ├── TooManyOpened      no more opened deposits can be remembered
+    └── Forged             what a shared store holds was not left there by a replica
 
 A `code` is stable: audit records, metrics and problems carry it.
 """
@@ -66,3 +67,9 @@ class TooManyOpened(CustodyError):
     """No more opened deposits can be remembered."""
 
     code = "overloaded"
+
+
+class Forged(CustodyError):
+    """What a shared store holds was not left there by a replica of this deployment."""
+
+    code = "forged"

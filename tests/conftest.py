@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ async def provider() -> AsyncIterator[Provider]:
 def start_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     """Start gateways that stop, and whose logs must verify, when the test ends."""
     running: list[Gateway] = []
+    numbers = itertools.count()
 
     def start(providers: Mapping[str, Mapping[str, Any]], **options: Any) -> Gateway:
-        gateway = Gateway(tmp_path / f"gateway-{len(running)}", providers, **options)
+        gateway = Gateway(tmp_path / f"gateway-{next(numbers)}", providers, **options)
         gateway.__enter__()
         running.append(gateway)
         return gateway

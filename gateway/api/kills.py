@@ -4,7 +4,9 @@ Laws of this file:
 - a kill is on disk before it takes effect, and in effect before anybody is told so;
 - what it stops, it stops at every worker, before its record is written: stopping never waits for the
   audit log;
-- it stands, over restarts, until an operator lifts it.
+- it stands, over restarts, until an operator lifts it;
+- in a fleet it stands on every replica: what the shared store has says what stands, and a replica
+  that was told something while the store did not answer tells it later.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from gateway.api.quiet import body_of
 from gateway.audit.event import KillLifted, KillPlaced
 from gateway.clock import Clock
 from gateway.errors import Refused
+from gateway.store.sessions import StoreUnavailable
 from policies.kills import MAX_KILLS, MAX_REASON, MAX_VALUE, Kill, KillTable, Scope
 from policies.request import Principal
 
@@ -32,6 +35,19 @@ class Fleet(Protocol):
 
     async def kill(self, kills: tuple[Kill, ...]) -> int:
         """Return, when every worker lets only these stand, how many live calls were cut."""
+
+    def tell_kills(self, kills: tuple[Kill, ...]) -> None:
+        """Have every worker let only these stand, without waiting."""
+
+
+class Shared(Protocol):
+    """The store that replicas share, as the kill switch needs it; both raise `StoreUnavailable`."""
+
+    async def place_kill(self, kill_id: str, data: bytes) -> None:
+        """Have every replica hear of a kill, now or when the store answers again."""
+
+    async def lift_kill(self, kill_id: str) -> bool:
+        """Have every replica hear that it is lifted, now or when the store answers again."""
 
 
 class KillRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,6 +68,17 @@ class LiftRequest(msgspec.Struct, forbid_unknown_fields=True):
 Body = TypeVar("Body", KillRequest, LiftRequest)
 
 _kills = msgspec.json.Decoder(tuple[Kill, ...])
+_kill = msgspec.json.Decoder(Kill)
+
+
+def to_shared(kill: Kill) -> bytes:
+    """Return a kill as replicas share it."""
+    return msgspec.json.encode(kill)
+
+
+def from_shared(data: bytes) -> Kill:
+    """Return the kill that a replica shared."""
+    return _kill.decode(data)
 
 
 class KillFile:
@@ -102,9 +129,11 @@ class KillSwitch:
         file: KillFile,
         fleet: Fleet,
         ledger: SessionLedger,
+        shared: Shared | None,
         record: Recorder,
         clock: Clock,
     ) -> None:
+        self._shared = shared
         self._table = table
         self._file = file
         self._fleet = fleet
@@ -136,8 +165,14 @@ class KillSwitch:
                 raise Refused(
                     "too_many_kills", f"At most {MAX_KILLS} kills stand at once; lift some."
                 )
-            cut = await self._let_stand((*self._table.standing(), kill))
-        closed = await self._ledger.close_killed(kill)
+            cut = await self._let_stand(placed=kill)
+        closed, unheard = 0, None
+        try:
+            if self._shared is not None:
+                await self._shared.place_kill(kill.kill_id, to_shared(kill))
+            closed = await self._ledger.close_killed([kill])
+        except StoreUnavailable as error:
+            unheard = error
         await self._record(
             KillPlaced(
                 kill=kill.kill_id,
@@ -152,6 +187,8 @@ class KillSwitch:
                 client_address=client_address,
             )
         )
+        if unheard is not None:
+            raise _not_everywhere(f"The kill {kill.kill_id} stands") from unheard
         return {**msgspec.to_builtins(kill), "closed_sessions": closed, "cut_calls": cut}
 
     async def lift(
@@ -168,9 +205,13 @@ class KillSwitch:
             kill = self._table.get(kill_id)
             if kill is None:
                 raise Refused("kill_not_found", "No such kill stands.")
-            await self._let_stand(
-                tuple(each for each in self._table.standing() if each is not kill)
-            )
+            await self._let_stand(lifted=kill_id)
+        unheard = None
+        try:
+            if self._shared is not None:
+                await self._shared.lift_kill(kill_id)
+        except StoreUnavailable as error:
+            unheard = error
         await self._record(
             KillLifted(
                 kill=kill.kill_id,
@@ -182,15 +223,40 @@ class KillSwitch:
                 client_address=client_address,
             )
         )
+        if unheard is not None:
+            raise _not_everywhere("The kill is lifted") from unheard
         return dict(msgspec.to_builtins(kill))
 
-    async def _let_stand(self, kills: tuple[Kill, ...]) -> int:
+    def hear(self, kill_id: str, data: bytes | None) -> None:
+        """Let stand what another replica was told, or lift it where there is no data."""
+        placed = None if data is None else from_shared(data)
+        if self._table.get(kill_id) == placed:
+            return
+        kills = self._standing(placed, kill_id)
+        self._table.replace(kills)
+        self._fleet.tell_kills(kills)
+
+    async def keep(self) -> None:
+        """Write down what stands: what was heard from other replicas is on disk after it is in effect.
+
+        Raises:
+            OSError: The disk does not take it; the shared store still has it.
+        """
+        async with self._turn:
+            await asyncio.to_thread(self._file.write, self._table.standing())
+
+    def _standing(self, placed: Kill | None, lifted: str) -> tuple[Kill, ...]:
+        rest = (kill for kill in self._table.standing() if kill.kill_id != lifted)
+        return (*rest, placed) if placed is not None else tuple(rest)
+
+    async def _let_stand(self, placed: Kill | None = None, lifted: str = "") -> int:
         try:
-            await asyncio.to_thread(self._file.write, kills)
+            await asyncio.to_thread(self._file.write, self._standing(placed, lifted))
         except OSError:
             raise Refused(
                 "overloaded", "The kill cannot be written to disk, and does not stand."
             ) from None
+        kills = self._standing(placed, lifted)  # others may have been heard of meanwhile
         self._table.replace(kills)
         return await self._fleet.kill(kills)
 
@@ -210,6 +276,13 @@ class KillSwitch:
         asked = _decode(await body_of(request), LiftRequest)
         kill_id = request.match_info["kill_id"]
         return web.json_response(await self.lift(kill_id, asked, by, request.remote or ""))
+
+
+def _not_everywhere(what: str) -> Refused:
+    return Refused(
+        "store_unavailable",
+        f"{what} on this replica; the others hear of it when the store answers again.",
+    )
 
 
 def _decode(body: bytes, kind: type[Body]) -> Body:

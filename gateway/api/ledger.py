@@ -9,15 +9,16 @@ Laws of this file:
 - nobody is told that a session closed before it is gone from every worker;
 - no session is open that a standing kill hits;
 - time is judged here alone: workers report use, the sweep closes what is old or idle;
-- a control process that takes over adopts what all workers hold, and nothing else.
+- what the store keeps is open, and nothing else: whatever it was asked is asked again once workers
+  hold the answer, for a session may be closed by another replica meanwhile;
+- a session that the store cannot be asked to forget is forgotten here at once, and its end is not
+  confirmed.
 """
 
 import asyncio
 import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from gateway.audit.event import (
@@ -33,6 +34,7 @@ from gateway.clock import Clock
 from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer
+from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from keys.errors import NoCredential, UnsealFailed
 from keys.session import (
     Deposit,
@@ -69,37 +71,13 @@ Recorder = Callable[[Event], Awaitable[None]]
 """Returns when the event is durable; raises `AuditUnavailable` if it cannot be."""
 
 
-@dataclass(slots=True)
-class Entry:
-    """One open session."""
-
-    principal: Principal
-    record: SessionRecord
-    label: str
-    used_at: float
-
-    def to_public(self) -> dict[str, object]:
-        """Return what its owner may see."""
-        record = self.record
-        return {
-            "session_id": record.session_id,
-            "label": self.label,
-            "created_at": record.created_at,
-            "expires_at": record.expires_at,
-            "idle_seconds": record.idle_seconds,
-            "generation": record.generation,
-            "providers": {
-                each.provider: {"fingerprint": each.fingerprint} for each in record.credentials
-            },
-        }
-
-
 class SessionLedger:
-    """Every open session of this gateway."""
+    """Opens, changes and closes sessions: the store keeps them, workers serve them."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part once
         self,
         *,
+        store: SessionStore,
         fleet: Fleet,
         tokens: SessionTokenIssuer,
         record: Recorder,
@@ -108,6 +86,7 @@ class SessionLedger:
         limits: Sessions,
         clock: Clock,
     ) -> None:
+        self._store = store
         self._fleet = fleet
         self._tokens = tokens
         self._record = record
@@ -115,12 +94,6 @@ class SessionLedger:
         self._kills = kills
         self._limits = limits
         self._clock = clock
-        self._entries: dict[str, Entry] = {}
-        self._opening: Counter[tuple[str, str]] = Counter()
-
-    def __len__(self) -> int:
-        """Return how many sessions are open."""
-        return len(self._entries)
 
     async def open(  # noqa: PLR0913 - what a session is made of
         self,
@@ -141,15 +114,12 @@ class SessionLedger:
         """
         try:
             lifetime, idle = self._lifetime(ttl_seconds), self._idle(idle_seconds)
-            with self._room_for(principal):
-                entry, secret = self._seal(principal, deposits, lifetime, idle, label)
-                self._refuse_killed(entry.principal, entry.record)
-                await self._record(_opened(entry, form, client_address))
-                # A crash here: an opening is on record, and nothing was opened.
-                self._entries[entry.record.session_id] = entry
+            entry, secret = self._seal(principal, deposits, lifetime, idle, label)
         finally:
             wipe(deposits)
         try:
+            self._refuse_killed(entry.principal, entry.record)
+            await self._keep(entry, form, client_address)
             await self._begin(entry)
             return entry, self._mint(entry, secret)
         finally:
@@ -162,15 +132,38 @@ class SessionLedger:
         except Refused:
             await self.close(entry.record.session_id, "killed")
             raise
-        await self._serve(entry, entry.record)
+        await self._serve(entry)
 
-    async def _serve(self, entry: Entry, record: SessionRecord) -> None:
-        """Have every worker serve the session so; one that not all of them serve is destroyed."""
+    async def _keep(self, entry: Entry, form: str, client_address: str) -> None:
         try:
-            await self._fleet.put(entry.principal, record, label=entry.label, used_at=entry.used_at)
-        except Refused:
-            await self.close(record.session_id, "not_served")
+            await self._store.open(entry)
+            # A crash from here on: a session that nobody has the token of, until it idles out.
+            await self._record(_opened(entry, form, client_address))
+        except (StoreUnavailable, AuditUnavailable):
+            with suppress(StoreUnavailable):
+                await self._store.close(entry.record.session_id, "not_opened")
             raise
+
+    async def _serve(self, entry: Entry) -> None:
+        """Have every worker serve the session so; one that not all of them serve is destroyed."""
+        session_id = entry.record.session_id
+        try:
+            await self._fleet.put(
+                entry.principal, entry.record, label=entry.label, used_at=entry.used_at
+            )
+            kept = await self._store.find(session_id)
+        except Refused:
+            await self.close(session_id, "not_served")
+            raise
+        if kept is None:
+            # Closed before, or while, workers were told: by its owner, a kill, another replica.
+            await self._fleet.drop(session_id, "closed")
+            raise Refused("session_not_found", "The session was closed meanwhile.")
+        if kept.record.revision != entry.record.revision:
+            # Changed again by another replica; what it told us may have come before our own word.
+            await self._fleet.put(
+                kept.principal, kept.record, label=kept.label, used_at=kept.used_at
+            )
 
     def _refuse_killed(self, principal: Principal, record: SessionRecord) -> None:
         kill = self._kills.find_session(
@@ -196,26 +189,6 @@ class SessionLedger:
         if not 1 <= idle <= self._limits.max_ttl:
             raise Refused("invalid_body", f"idle_seconds must be 1 to {int(self._limits.max_ttl)}.")
         return idle
-
-    @contextmanager
-    def _room_for(self, principal: Principal) -> Iterator[None]:
-        """Hold a place for one more session until it counts among the open ones."""
-        owner = (principal.issuer, principal.subject)
-        if len(self._entries) + self._opening.total() >= self._limits.total:
-            raise Refused("overloaded", "Too many sessions are open.", retry_after_seconds=30)
-        own = sum(
-            (entry.principal.issuer, entry.principal.subject) == owner
-            for entry in self._entries.values()
-        )
-        if own + self._opening[owner] >= self._limits.per_subject:
-            raise Refused("too_many_sessions", "Close a session before you open another.")
-        self._opening[owner] += 1
-        try:
-            yield
-        finally:
-            self._opening[owner] -= 1
-            if not self._opening[owner]:
-                del self._opening[owner]
 
     def _seal(
         self,
@@ -253,20 +226,21 @@ class SessionLedger:
             expires_at=record.expires_at,
         )
 
-    def find(self, session_id: str, principal: Principal) -> Entry:
+    async def find(self, session_id: str, principal: Principal) -> Entry:
         """Return the caller's own session of this id.
 
         Raises:
             Refused: There is none; another caller's is as good as none.
         """
-        entry = self._entries.get(session_id)
+        entry = await self._store.find(session_id)
         if entry is None or not _is_owner(entry, principal):
             raise Refused("session_not_found", "There is no such session of yours.")
         return entry
 
-    def list_of(self, principal: Principal) -> list[Entry]:
+    async def list_of(self, principal: Principal) -> list[Entry]:
         """Return the caller's own sessions."""
-        return [entry for entry in self._entries.values() if _is_owner(entry, principal)]
+        owned = await self._store.owned_by(principal)
+        return [entry for entry in owned if _is_owner(entry, principal)]
 
     async def renew(
         self, entry: Entry, secret: bytes, ttl_seconds: int | None
@@ -283,10 +257,10 @@ class SessionLedger:
             record = renew_session(before, secret, expires_at)
         except UnsealFailed:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
-        await self._change(entry, record, _renewed(record))
+        renewed = await self._change(entry, record, _renewed(record))
         kept = bytearray(secret)
         try:
-            return entry, self._mint(entry, kept)
+            return renewed, self._mint(renewed, kept)
         finally:
             kept[:] = bytes(len(kept))
 
@@ -320,47 +294,76 @@ class SessionLedger:
         finally:
             wipe(deposits)
         self._refuse_killed(entry.principal, record)
-        await self._change(entry, record, _rotated(before, record, form, client_address))
-        return entry
+        return await self._change(entry, record, _rotated(before, record, form, client_address))
 
-    async def _change(self, entry: Entry, record: SessionRecord, event: Event) -> None:
-        """Record a change of an open session, then have every worker serve it so."""
-        before = entry.record
-        # Taken before anything is awaited: of two changes at once, the second builds on the first.
-        entry.record = record
-        entry.used_at = self._clock.now()
+    async def _change(self, entry: Entry, record: SessionRecord, event: Event) -> Entry:
+        """Keep and record a change of an open session, then have every worker serve it so."""
+        changed = Entry(entry.principal, record, entry.label, self._clock.now())
+        # Of two changes at once, the second finds another revision than it read.
+        if not await self._store.replace(changed, entry.record.revision):
+            raise Refused("session_mismatch", "The session was changed or closed meanwhile.")
         try:
             await self._record(event)
         except AuditUnavailable:
-            if entry.record is record:
-                entry.record = before
+            with suppress(StoreUnavailable):
+                await self._store.replace(entry, record.revision)
             raise
-        if self._entries.get(record.session_id) is not entry:
-            raise Refused("session_not_found", "The session was closed meanwhile.")
-        await self._serve(entry, record)
+        await self._serve(changed)
+        return changed
 
-    async def close_killed(self, kill: Kill) -> int:
-        """Close every session that this kill hits; return how many.
+    async def close_killed(self, kills: Iterable[Kill]) -> int:
+        """Close every session that one of these kills hits; return how many.
 
         The workers have destroyed them already, at the kill's own word.
+
+        Raises:
+            AuditUnavailable: They are closed, but that could not be recorded.
+            StoreUnavailable: Some may be open still, to whom the kill does not hit.
         """
-        only = KillTable([kill])
-        hit = [entry for entry in self._entries.values() if _is_hit(entry, only)]
-        for entry in hit:
-            self._entries.pop(entry.record.session_id, None)
-        closed = [_closed(entry.record, "killed", 0) for entry in hit]
+        only = KillTable(kills)
+        hit: list[str] = []
+        async for entries in self._store.scan():
+            hit += [entry.record.session_id for entry in entries if _is_hit(entry, only)]
+        closed = [
+            _closed(ended.record, "killed", 0)
+            for session_id in hit
+            if (ended := await self._store.close(session_id, "killed")) is not None
+        ]
         for start in range(0, len(closed), RECORDED_AT_ONCE):
             await asyncio.gather(*map(self._record, closed[start : start + RECORDED_AT_ONCE]))
-        return len(hit)
+        return len(closed)
 
-    async def close(self, session_id: str, reason: str) -> int:
+    async def close_own(self, session_id: str, principal: Principal) -> int:
+        """Close the caller's own session; where the store does not answer, what is held of it here.
+
+        Raises:
+            Refused: There is none of theirs, or as `close` says.
+            AuditUnavailable: It is closed, but that could not be recorded.
+        """
+        try:
+            await self.find(session_id, principal)
+        except StoreUnavailable:
+            entry = self._store.recall(session_id)
+            if entry is None or not _is_owner(entry, principal):
+                raise
+        return await self.close(session_id, "closed")
+
+    async def close(self, session_id: str, reason: str, *, due_at: float | None = None) -> int:
         """Destroy a session everywhere, then record it; return how many live calls were cut.
+
+        With `due_at` only if it ends by then: it may have been used since somebody looked.
 
         Raises:
             AuditUnavailable: It is closed, but that could not be recorded.
+            StoreUnavailable: It is closed here; the store hears of it before it is served again.
             Refused: It is closed here; a worker that does not answer closes it when it runs again.
         """
-        entry = self._entries.pop(session_id, None)
+        try:
+            entry = await self._store.close(session_id, reason, due_at=due_at)
+        except StoreUnavailable:
+            if due_at is None:  # an owner's word counts at once; time is the store's to judge
+                await self._fleet.drop(session_id, reason)
+            raise
         if entry is None:
             return 0
         cut = 0
@@ -370,34 +373,16 @@ class SessionLedger:
             await self._record(_closed(entry.record, reason, cut))
         return cut
 
-    def adopt(self, entry: Entry) -> None:
-        """Go on with a session that a control process before this one opened."""
-        self._entries[entry.record.session_id] = entry
-
-    def entries(self) -> list[Entry]:
-        """Return every open session."""
-        return list(self._entries.values())
-
-    def touch(self, session_ids: Sequence[str]) -> None:
-        """Note that these sessions carried a call."""
+    async def close_due(self) -> list[Refused | AuditUnavailable]:
+        """Close every session whose time is over; return what went wrong with some."""
         now = self._clock.now()
-        for session_id in session_ids:
-            entry = self._entries.get(session_id)
-            if entry is not None:
-                entry.used_at = now
-
-    def due(self) -> list[tuple[str, str]]:
-        """Return the sessions to close now, each with the reason."""
-        now = self._clock.now()
-        return [
-            (session_id, "expired" if entry.record.expires_at <= now else "idle")
-            for session_id, entry in self._entries.items()
-            if entry.record.expires_at <= now or entry.used_at + entry.record.idle_seconds <= now
-        ]
-
-    def all_ids(self) -> list[str]:
-        """Return the id of every open session."""
-        return list(self._entries)
+        faults: list[Refused | AuditUnavailable] = []
+        for session_id, reason in await self._store.due(now):
+            try:
+                await self.close(session_id, reason, due_at=now)
+            except (Refused, AuditUnavailable) as error:
+                faults.append(error)
+        return faults
 
 
 def wipe(deposits: Iterable[Deposit]) -> None:

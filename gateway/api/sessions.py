@@ -8,7 +8,7 @@ from aiohttp import web
 
 from gateway.api.deposit_keys import DepositKeys
 from gateway.api.deposits import MAX_BODY_BYTES, read_open_request, read_rotate_request
-from gateway.api.ledger import Entry, Recorder, SessionLedger, wipe
+from gateway.api.ledger import Recorder, SessionLedger, wipe
 from gateway.api.quiet import body_of, presented, problems
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable
@@ -18,6 +18,7 @@ from gateway.errors import Refused
 from gateway.identity.dev_issuer import DevelopmentIssuer
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
 from gateway.providers.provider import Provider
+from gateway.store.sessions import Entry
 from policies.request import Principal
 
 VerifyIdentity = Callable[[bytes], Awaitable[Principal]]
@@ -128,13 +129,13 @@ class SessionsApi:
     async def list(self, request: web.Request) -> web.Response:
         """List the caller's own sessions."""
         principal = await self._caller(request)
-        sessions = [entry.to_public() for entry in self._ledger.list_of(principal)]
+        sessions = [entry.to_public() for entry in await self._ledger.list_of(principal)]
         return web.json_response({"sessions": sessions})
 
     async def show(self, request: web.Request) -> web.Response:
         """Show one of the caller's own sessions."""
         principal = await self._caller(request)
-        entry = self._ledger.find(request.match_info["session_id"], principal)
+        entry = await self._ledger.find(request.match_info["session_id"], principal)
         return web.json_response(entry.to_public())
 
     async def renew(self, request: web.Request) -> web.Response:
@@ -148,7 +149,7 @@ class SessionsApi:
             asked = msgspec.json.decode(await body_of(request) or b"{}", type=_RenewRequest)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise Refused("invalid_body", 'Send {"ttl_seconds": …}, or nothing.') from None
-        entry, secret = self._holder(request, principal)
+        entry, secret = await self._holder(request, principal)
         entry, renewed = await self._ledger.renew(entry, secret, asked.ttl_seconds)
         return self._with_token(entry, renewed, status=200)
 
@@ -165,7 +166,7 @@ class SessionsApi:
             lambda sealed: self._deposit_keys.open(sealed, principal),
         )
         try:
-            entry, secret = self._holder(request, principal)
+            entry, secret = await self._holder(request, principal)
         except Refused:
             wipe(deposits)
             raise
@@ -181,12 +182,12 @@ class SessionsApi:
         response.force_close()  # as after an opening: the request held a key
         return response
 
-    def _holder(self, request: web.Request, principal: Principal) -> tuple[Entry, bytes]:
+    async def _holder(self, request: web.Request, principal: Principal) -> tuple[Entry, bytes]:
         """Return the session, and the secret of whoever may change it: its caller with its token.
 
-        Nothing may be awaited until the ledger has it: the token must still be the latest.
+        Whether it is still as it was read, the store says when it is changed.
         """
-        entry = self._ledger.find(request.match_info["session_id"], principal)
+        entry = await self._ledger.find(request.match_info["session_id"], principal)
         token = presented(request).session_token
         if token is None:
             raise Refused("session_required", "Send the session token in X-Veklom-Session.")
@@ -199,14 +200,14 @@ class SessionsApi:
     async def close(self, request: web.Request) -> web.Response:
         """Destroy one of the caller's own sessions and cut its live calls."""
         principal = await self._caller(request)
-        entry = self._ledger.find(request.match_info["session_id"], principal)
+        session_id = request.match_info["session_id"]
         try:
-            cut = await self._ledger.close(entry.record.session_id, "closed")
+            cut = await self._ledger.close_own(session_id, principal)
         except AuditUnavailable:
             raise Refused(
                 "audit_unavailable", "The session is closed, but that could not be recorded."
             ) from None
-        return web.json_response({"session_id": entry.record.session_id, "cut_calls": cut})
+        return web.json_response({"session_id": session_id, "cut_calls": cut})
 
     async def development_token(self, request: web.Request) -> web.Response:
         """Mint a development identity."""

@@ -177,7 +177,8 @@ class SessionRotated(Event, frozen=True, kw_only=True, tag="session.rotated"):
 
 class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
     """A session's credentials were destroyed: closed, expired, idle, shutdown, not_served (a worker
-    did not take it), killed or half_open (a control process died while it was opened or closed).
+    did not take it), not_opened (its opening was never confirmed), killed or half_open (a control
+    process died while it was opened or closed). In a fleet `cut_calls` counts this replica's.
     """  # noqa: D205 - one sentence about a closed set
 
     session: str
@@ -192,6 +193,28 @@ class SessionsAdopted(Event, frozen=True, kw_only=True, tag="sessions.adopted"):
     """A control process went on with the sessions of the one before it."""
 
     sessions: int
+
+
+class StoreConnected(Event, frozen=True, kw_only=True, tag="store.connected"):
+    """Sessions can be reached in the shared store at `address`.
+
+    `persistence` is `off`, `unknown`, or the store's settings that write to disk, and `reason` why
+    the operator allows that. `has_forgotten` says that the store began anew since it was last
+    reached: `gone` sessions that this gateway served are no more.
+    """
+
+    address: str
+    persistence: str
+    reason: str
+    has_forgotten: bool
+    gone: int
+
+
+class StoreLost(Event, frozen=True, kw_only=True, tag="store.lost"):
+    """The shared store cannot be reached, or used: no session is served until it is again."""
+
+    address: str
+    reason: str
 
 
 class SessionRefused(Event, frozen=True, kw_only=True, tag="session.refused"):

@@ -88,13 +88,15 @@ class KeyLease:
 class SessionTable:
     """The open sessions of one worker."""
 
-    def __init__(self, vault: SessionVault, clock: Clock) -> None:
+    def __init__(self, vault: SessionVault, clock: Clock, *, is_shared: bool = False) -> None:
+        """Take the vault; where sessions are shared, none is served before a lease is granted."""
         self._vault = vault
         self._clock = clock
+        self._is_shared = is_shared
         self._sessions: dict[str, Session] = {}
         self._touched: set[str] = set()
         self._used_at: dict[str, float] = {}
-        self._is_suspended = False
+        self._is_suspended = is_shared
 
     def __len__(self) -> int:
         """Return how many sessions are open."""
@@ -146,6 +148,13 @@ class SessionTable:
                 retry_after_seconds=1,
             )
         return self._sessions.get(session_id)
+
+    def must_ask(self, session_id: str, generation: int) -> bool:
+        """Return whether a shared store may know more of a session than this worker holds."""
+        if not self._is_shared:
+            return False
+        session = self._sessions.get(session_id)
+        return session is None or session.record.generation < generation
 
     def touch(self, session_id: str) -> None:
         """Note that the session carries a call; idle expiry is the control process's to judge."""

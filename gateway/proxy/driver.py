@@ -16,6 +16,7 @@ from gateway.story import (
     Admit,
     Answer,
     AwaitKeys,
+    AwaitSession,
     Break,
     Command,
     Exchange,
@@ -114,7 +115,9 @@ class Driver:
             case Admit():
                 command.begin(self._resume)
             case AwaitKeys():
-                self._proxy.await_keys(command.issuer, command.kid, self._on_keys)
+                self._proxy.await_keys(command.issuer, command.kid, self._on_arrival)
+            case AwaitSession():
+                self._proxy.await_session(command.session_id, self._on_arrival)
             case Break():
                 self._close_story()
                 self._downstream.break_off(self._last_words)
@@ -125,7 +128,7 @@ class Driver:
         self._story = None
         self._take_queue()
 
-    # --- records and keys ---
+    # --- records, keys and sessions ---
 
     def _record(self, command: Record) -> None:
         try:
@@ -139,7 +142,7 @@ class Driver:
         else:
             self._resume(None)
 
-    def _on_keys(self, refusal: Refused | None) -> None:
+    def _on_arrival(self, refusal: Refused | None) -> None:
         if refusal is not None:
             self._throw(refusal)
         else:

@@ -14,6 +14,7 @@ import msgspec
 from gateway.clock import Clock
 from gateway.errors import Refused
 from gateway.execution import Execution
+from gateway.proxy.awaited import Awaited, OnArrival
 from gateway.proxy.downstream import Downstream
 from gateway.proxy.driver import Driver
 from gateway.proxy.hangups import HangupWatch
@@ -45,10 +46,8 @@ class ProxyLimits(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: float
     total_seconds: float
     keys_seconds: float = 5.0
+    session_seconds: float = 5.0
     linger_seconds: float = 2.0
-
-
-OnKeys = Callable[[Refused | None], None]
 
 
 class Proxy:
@@ -64,6 +63,7 @@ class Proxy:
         metrics: CallMetrics,
         clock: Clock,
         ask_for_keys: Callable[[str, str], None],
+        ask_for_session: Callable[[str], None],
         well_known: bytes,
     ) -> None:
         self.execution = execution
@@ -76,8 +76,12 @@ class Proxy:
         self.is_draining = False
         self.buffered_bytes = 0
         self.calls_started = 0
-        self._ask_for_keys = ask_for_keys
-        self._key_waiters: dict[tuple[str, str], list[tuple[float, OnKeys]]] = {}
+        self._keys: Awaited[tuple[str, str]] = Awaited(
+            lambda key: ask_for_keys(*key), limits.keys_seconds, _keys_unavailable
+        )
+        self._awaited_sessions: Awaited[str] = Awaited(
+            ask_for_session, limits.session_seconds, _session_unavailable
+        )
         self._connections: set[Downstream] = set()
         self._live: dict[str, set[Driver]] = {}
         self._server: asyncio.Server | None = None
@@ -170,21 +174,30 @@ class Proxy:
             driver.cut(code, message)
         return len(drivers)
 
-    # --- issuers' keys ---
+    # --- what only control can get: issuers' keys, sessions of a fleet ---
 
-    def await_keys(self, issuer: str, kid: str, on_keys: OnKeys) -> None:
+    def await_keys(self, issuer: str, kid: str, on_keys: OnArrival) -> None:
         """Ask for an issuer's keys, once for all calls that wait for them."""
-        waiters = self._key_waiters.setdefault((issuer, kid), [])
-        waiters.append((self.now() + self.limits.keys_seconds, on_keys))
-        if len(waiters) == 1:
-            self._ask_for_keys(issuer, kid)
+        self._keys.wait((issuer, kid), on_keys, self.now())
 
     def keys_arrived(self, issuer: str, *, are_known: bool) -> None:
         """Let every call that waited for this issuer go on, or be refused."""
-        refusal = None if are_known else _keys_unavailable()
-        for waited in [key for key in self._key_waiters if key[0] == issuer]:
-            for _, on_keys in self._key_waiters.pop(waited):
-                on_keys(refusal)
+        for awaited in self._keys:
+            if awaited[0] == issuer:
+                self._keys.arrived(awaited, is_known=are_known)
+
+    def await_session(self, session_id: str, on_session: OnArrival) -> None:
+        """Ask the shared store for a session, once for all calls that wait for it."""
+        self._awaited_sessions.wait(session_id, on_session, self.now())
+
+    def session_arrived(self, session_id: str, *, is_known: bool = True) -> None:
+        """Let every call that waited for this session go on, or be refused."""
+        self._awaited_sessions.arrived(session_id, is_known=is_known)
+
+    def ask_again(self) -> None:
+        """Ask for everything that calls wait for: whoever was asked is gone."""
+        self._keys.ask_again()
+        self._awaited_sessions.ask_again()
 
     # --- time and the end ---
 
@@ -193,16 +206,9 @@ class Proxy:
         for connection in list(self._connections):
             connection.check(now)
         self.pool.sweep(now)
-        for waited, waiters in list(self._key_waiters.items()):
-            if waiters and waiters[0][0] < now:
-                for _, on_keys in self._key_waiters.pop(waited):
-                    on_keys(_keys_unavailable())
+        self._keys.sweep(now)
+        self._awaited_sessions.sweep(now)
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
-
-    @property
-    def awaited_keys(self) -> list[tuple[str, str]]:
-        """The issuers and key ids that calls wait for."""
-        return list(self._key_waiters)
 
     async def drain(self, seconds: float, *, grace_seconds: float = 0.0) -> None:
         """Stop accepting, let live calls end for at most `seconds`, then cut the rest.
@@ -247,6 +253,10 @@ def _keys_unavailable() -> Refused:
     return Refused(
         "identity_unavailable", "The issuer's keys cannot be had now.", retry_after_seconds=5
     )
+
+
+def _session_unavailable() -> Refused:
+    return Refused("store_unavailable", "Sessions cannot be reached now.", retry_after_seconds=1)
 
 
 def _fixed_answer(body: bytes, content_type: bytes) -> bytes:

@@ -106,7 +106,9 @@ class _Page(Collector):
         gauges: dict[str, float],
         protections: Mapping[str, Mapping[str, str]],
         restarts: Mapping[str, int],
+        counts: Mapping[str, float],
     ) -> None:
+        self._counts = counts
         self._snapshots = snapshots
         self._gauges = gauges
         self._protections = protections
@@ -133,6 +135,8 @@ class _Page(Collector):
         for role, number in self._restarts.items():
             restarts.add_metric([role], number)
         yield restarts
+        for name, count in self._counts.items():
+            yield CounterMetricFamily(f"veklom_{name}", _HELP[name], value=count)
         workers = _summed(each["gauges"] for each in self._snapshots)
         for name, value in sorted({**workers, **self._gauges}.items()):
             yield GaugeMetricFamily(f"veklom_{name}", _HELP.get(name, name), value=value)
@@ -190,7 +194,11 @@ _HELP = {
     "audit_pending_events": "Audit events that are not durable yet.",
     "audit_durable_events": "Audit events written since the start.",
     "audit_failed": "Audit logs that have failed; calls are refused.",
-    "sessions_open": "Open sessions.",
+    "sessions_open": "Open sessions; in a fleet, those that this gateway has served.",
+    "store_up": "Whether sessions of the shared store are served.",
+    "store_silent_seconds": "How long ago the shared store was last heard.",
+    "store_errors": "Questions that the shared store did not answer.",
+    "store_forged": "Things in the shared store that no replica left there, and that were refused.",
     "workers_ready": "Workers that serve.",
     "kills_standing": "Kills that operators have placed and not lifted.",
 }
@@ -244,12 +252,13 @@ def render(
     gauges: dict[str, float],
     protections: Mapping[str, Mapping[str, str]],
     restarts: Mapping[str, int],
+    counts: Mapping[str, float],
 ) -> bytes:
     """Return the Prometheus page for the workers' snapshots and the control process's figures.
 
     `protections` names, for each process, what should guard keys, and why not where it does not;
-    `restarts` counts them by kind of process.
+    `restarts` counts them by kind of process; `counts` are control's own counters.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(snapshots, gauges, protections, restarts))
+    registry.register(_Page(snapshots, gauges, protections, restarts, counts))
     return generate_latest(registry)

@@ -20,6 +20,7 @@ from gateway.audit.refusals import RefusalBudget
 from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer
+from gateway.store.memory import MemoryStore
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord
 from policies.kills import MAX_KILLS, Kill, KillTable, Scope
@@ -61,6 +62,10 @@ class Workers:
         self.kills = kills
         return 2
 
+    def tell_kills(self, kills: tuple[Kill, ...]) -> None:
+        """Let these stand."""
+        self.kills = kills
+
 
 class House:
     """The admin listener and what is behind it."""
@@ -72,15 +77,18 @@ class House:
         self.audit_works = True
         self.file = KillFile(folder / "kills.json")
         self.table = KillTable(self.file.read())
+        limits = Sessions(
+            default_ttl=3600, max_ttl=7200, idle=600, overlap=60, per_subject=9, total=9
+        )
+        self.store = MemoryStore(limits)
         self.ledger = SessionLedger(
+            store=self.store,
             fleet=self.workers,
             tokens=SessionTokenIssuer("test", bytes(range(32))),
             record=self.record,
             fingerprint_key=b"f" * 32,
             kills=self.table,
-            limits=Sessions(
-                default_ttl=3600, max_ttl=7200, idle=600, overlap=60, per_subject=9, total=9
-            ),
+            limits=limits,
             clock=Clock(),
         )
         switch = KillSwitch(
@@ -88,6 +96,7 @@ class House:
             file=self.file,
             fleet=self.workers,
             ledger=self.ledger,
+            shared=None,
             record=self.record,
             clock=Clock(),
         )
@@ -179,7 +188,7 @@ async def test_a_kill_ends_what_it_hits_and_stands(house: House) -> None:
     other = await house.open(tenant="globex")
     status, body, _ = await house.ask("POST", "/admin/v1/kill", TENANT)
     assert (status, body["closed_sessions"], body["cut_calls"]) == (201, 1, 2)
-    assert [entry.record for entry in house.ledger.entries()] == [other]
+    assert [entry.record for entry in house.store.held()] == [other]
     assert [kill.kill_id for kill in house.workers.kills] == [body["kill_id"]]
     assert [kill.kill_id for kill in House(house.folder).table.standing()] == [body["kill_id"]]
     *_, closed, placed = house.events
@@ -198,7 +207,7 @@ async def test_nothing_opens_that_a_kill_hits_until_it_is_lifted(house: House, s
     value["fingerprint"] = (await house.open()).credentials[0].fingerprint
     asked = {"scope": scope, "value": value[scope], "reason": "r"}
     _, body, _ = await house.ask("POST", "/admin/v1/kill", asked)
-    assert len(house.ledger) == (scope == "provider")
+    assert len(house.store.held()) == (scope == "provider")
     with pytest.raises(Refused, match=body["kill_id"]) as refused:
         await house.open()
     assert refused.value.code == "killed"
@@ -221,7 +230,7 @@ async def test_a_session_that_is_being_opened_is_hit_too(house: House) -> None:
     ])  # fmt: skip
     with pytest.raises(Refused, match="killed"):
         await opening
-    assert len(house.ledger) == 0
+    assert len(house.store.held()) == 0
     assert isinstance(house.events[-1], SessionClosed)
 
 
@@ -274,7 +283,7 @@ async def test_what_the_disk_does_not_take_does_not_stand(house: House) -> None:
     await house.open()
     (house.folder / "kills.new").mkdir()
     assert (await house.ask("POST", "/admin/v1/kill", TENANT))[0] == 503
-    assert (len(house.table), len(house.ledger), house.workers.kills) == (0, 1, ())
+    assert (len(house.table), len(house.store.held()), house.workers.kills) == (0, 1, ())
 
 
 async def test_it_stops_even_where_it_cannot_be_recorded(house: House) -> None:

@@ -37,6 +37,7 @@ from gateway.config import Sessions
 from gateway.errors import Refused
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier, session_secret
 from gateway.providers.provider import Provider
+from gateway.store.memory import MemoryStore
 from keys.hpke import DepositKeyRing, deposit_info
 from keys.region import SecretRegion
 from keys.secret import Secret
@@ -119,15 +120,18 @@ class House:
         self.is_draining = False
         self.kills = KillTable()
         tokens = SessionTokenIssuer("test", bytes(range(32)))
+        limits = Sessions(
+            default_ttl=3600, max_ttl=7200, idle=600, overlap=60, per_subject=2, total=3
+        )
+        self.store = MemoryStore(limits)
         self.ledger = SessionLedger(
+            store=self.store,
             fleet=self.worker,
             tokens=tokens,
             record=self.record,
             fingerprint_key=b"f" * 32,
             kills=self.kills,
-            limits=Sessions(
-                default_ttl=3600, max_ttl=7200, idle=600, overlap=60, per_subject=2, total=3
-            ),
+            limits=limits,
             clock=self.clock,
         )
         openai = Provider.from_url(
@@ -246,7 +250,7 @@ async def test_bad_deposits_are_refused_recorded_and_not_repeated(
     assert b"application/problem+json" in head
     assert "planted" not in json.dumps(problem)
     assert [event.code for event in house.events if isinstance(event, SessionRefused)] == [code]
-    assert not len(house.ledger)
+    assert not house.store.held()
     assert not house.worker.records
 
 
@@ -444,7 +448,7 @@ async def test_the_gateway_has_its_cap_under_concurrency(house: House) -> None:
     """Many subjects at once do not get past the total, and a closed session makes room."""
     outcomes = await asyncio.gather(*(opening(house, f"user{n}") for n in range(6)))
     assert sorted(outcomes) == ["opened"] * 3 + ["overloaded"] * 3
-    await house.ledger.close(house.ledger.all_ids()[0], "closed")
+    await house.ledger.close(house.store.held()[0].record.session_id, "closed")
     assert await opening(house, "late") == "opened"
 
 
@@ -473,7 +477,7 @@ async def test_what_cannot_be_recorded_does_not_happen(house: House) -> None:
     _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
     house.audit_works = False
     assert (await house.ask("POST", "/v1/sessions", OPEN))[0] == 503
-    assert len(house.ledger) == 1
+    assert len(house.store.held()) == 1
     path = f"/v1/sessions/{body['session_id']}"
     assert (await house.ask("POST", f"{path}/renew", session=body["token"]))[0] == 503
     assert house.worker.records[body["session_id"]].generation == 1
@@ -485,23 +489,40 @@ async def test_a_session_that_not_every_worker_holds_is_destroyed(house: House) 
     """If a worker does not answer no token is given, and the log says that it closed."""
     house.worker.answers = False
     assert (await house.ask("POST", "/v1/sessions", OPEN))[0] == 503
-    assert not len(house.ledger)
+    assert not house.store.held()
     assert [type(event) for event in house.events] == [SessionOpened, SessionClosed, SessionRefused]
 
 
-async def test_old_and_idle_sessions_are_due(house: House) -> None:
+async def test_old_and_idle_sessions_are_closed(house: House) -> None:
     """Time closes a session that is old or unused, and use keeps it from being idle."""
-    _, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
-    sid = body["session_id"]
+    for who in ("alice", "bob"):
+        await house.ask("POST", "/v1/sessions", {**OPEN, "idle_seconds": 7000}, who=who)
+    status, body, _ = await house.ask("POST", "/v1/sessions", OPEN)
+    assert status == 201
     house.clock.time += 599
-    assert house.ledger.due() == []
-    house.ledger.touch([sid, "unknown"])
+    assert await house.ledger.close_due() == []
+    house.store.touch([body["session_id"], "unknown"], house.clock.now())
     house.clock.time += 599
-    assert house.ledger.due() == []
+    assert await house.ledger.close_due() == []
+    assert len(house.store.held()) == 3
     house.clock.time += 1
-    assert house.ledger.due() == [(sid, "idle")]
+    assert await house.ledger.close_due() == []
     house.clock.time += 3600
-    assert house.ledger.due() == [(sid, "expired")]
+    await house.ledger.close_due()
+    closed = [event for event in house.events if isinstance(event, SessionClosed)]
+    assert [event.reason for event in closed] == ["idle", "expired", "expired"]
+    assert not house.worker.records
+
+
+async def test_what_went_wrong_with_one_does_not_keep_the_others(house: House) -> None:
+    """Each session whose time is over is closed, and each fault of that is told."""
+    for who in ("alice", "bob"):
+        await house.ask("POST", "/v1/sessions", OPEN, who=who)
+    house.clock.time += 600
+    house.audit_works = False
+    faults = await house.ledger.close_due()
+    assert [fault.code for fault in faults] == ["audit_unavailable"] * 2
+    assert not house.worker.records
 
 
 async def test_a_draining_gateway_opens_nothing(house: House) -> None:

@@ -29,7 +29,9 @@ def samples(page: bytes) -> dict[str, float]:
 
 def test_workers_add_up() -> None:
     """The page shows the sum of all workers, and parses as Prometheus text."""
-    page = samples(render([counted(2), counted(3, seconds=200.0)], {"sessions_open": 4.0}, {}, {}))
+    page = samples(
+        render([counted(2), counted(3, seconds=200.0)], {"sessions_open": 4.0}, {}, {}, {})
+    )
     duration = "gen_ai_client_operation_duration_seconds"
     assert page[f"{duration}_count"] == 5
     assert page[f"{duration}_bucket[0.02]"] == 0
@@ -46,15 +48,15 @@ def test_workers_add_up() -> None:
 
 def test_an_idle_gateway_has_a_page() -> None:
     """Before the first call the page is there, and counts nothing."""
-    page = samples(render([CallMetrics().snapshot({})], {}, {}, {}))
+    page = samples(render([CallMetrics().snapshot({})], {}, {}, {}, {}))
     assert page["veklom_unrecorded_denials_total"] == 0
 
 
 def test_a_merged_snapshot_counts_the_same() -> None:
     """What workers that are gone had counted adds up like theirs did; what they held does not."""
-    apart = samples(render([counted(2), counted(3, seconds=200.0)], {}, {}, {}))
+    apart = samples(render([counted(2), counted(3, seconds=200.0)], {}, {}, {}, {}))
     merged = merge([counted(2), counted(3, seconds=200.0)])
-    together = samples(render([merged], {}, {}, {}))
+    together = samples(render([merged], {}, {}, {}, {}))
     assert apart.pop("veklom_connections") == 4
     assert together == apart
     assert merge([merge([]), merged]) == merged
@@ -62,5 +64,5 @@ def test_a_merged_snapshot_counts_the_same() -> None:
 
 def test_restarts_are_counted_by_role() -> None:
     """Processes that died and were started again are a counter with a role."""
-    page = render([], {}, {}, {"worker": 2}).decode()
+    page = render([], {}, {}, {"worker": 2}, {}).decode()
     assert 'veklom_process_restarts_total{role="worker"} 2.0' in page

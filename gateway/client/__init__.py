@@ -1,0 +1,1 @@
+"""The gateway as its callers' tools see it: over HTTP, from outside."""
