@@ -34,7 +34,7 @@ from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
 from gateway.limits.estimates import expected_usage, priced, true_usage
-from gateway.limits.headers import rate_limit_headers
+from gateway.limits.headers import degraded_header, rate_limit_headers
 from gateway.limits.reservation import Reservation
 from gateway.problems import problem_from
 from gateway.providers.dialect import BodyKind, Dialect
@@ -357,6 +357,8 @@ class Execution:
                 call.body = rewritten
                 asks = True
         extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
+        if call.reservation is not None:
+            extra += degraded_header(call.reservation.notes)
         return ResponseGuard(
             route=granted.route,
             asked=granted.asked,

@@ -134,6 +134,16 @@ class LimitWarned(Event, frozen=True, kw_only=True, tag="limit.warned"):
     unit: str
 
 
+class LimitsStoreChanged(Event, frozen=True, kw_only=True, tag="limits.store"):
+    """The store that counts a worker's limits went away, for the reason given, or came back.
+
+    Meanwhile each limit does what it declares; the calls themselves say which.
+    """
+
+    is_there: bool
+    reason: str
+
+
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
     """A caller deposited credentials; `deposit` says how they came: `plain` or `hpke`."""
 

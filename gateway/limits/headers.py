@@ -36,5 +36,11 @@ def rate_limit_headers(statuses: Sequence[QuotaStatus]) -> list[Header]:
     return [(b"ratelimit-policy", b", ".join(policies)), (b"ratelimit", b", ".join(states))]
 
 
+def degraded_header(notes: Sequence[str]) -> list[Header]:
+    """Return the field that names limits whose store did not count the call, none where all did."""
+    degraded = [note for note in notes if not note.endswith(":shadow")]
+    return [(b"x-veklom-limits-degraded", ", ".join(degraded).encode())] if degraded else []
+
+
 def _whole(seconds: float) -> int:
     return min(math.ceil(seconds), MAX_INTEGER)

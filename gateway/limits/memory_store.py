@@ -46,6 +46,14 @@ class MemoryLimiter:
         self._accounts: dict[Key, Account] = {}
         self._admissions = 0
 
+    @property
+    def gauges(self) -> dict[str, float]:
+        """Return what operators may want to see."""
+        return {
+            "limits_calls_held": sum(self._running.values()),
+            "limits_budget_keys": len(self._accounts),
+        }
+
     def admit(self, asked: Sequence[Demand], call_id: str = "") -> Reservation | QuotaStatus:
         """Return what the call may hold, or the status of the first limit that refuses it."""
         now = self._clock.monotonic()

@@ -99,14 +99,22 @@ class RedisLimiter:
         self.counts = LimitCounts()
 
     @property
-    def unsettled(self) -> int:
-        """How many calls have ended without the store knowing."""
-        return len(self._unsettled)
+    def gauges(self) -> dict[str, float]:
+        """Return what operators may want to see."""
+        return {
+            "limits_store_up": int(not self._wire.is_away),
+            "limits_calls_held": len(self._live),
+            "limits_calls_unsettled": len(self._unsettled),
+            "limits_calls_degraded": self.counts.degraded,
+            "limits_settlements_lost": self.counts.unsettled_lost,
+        }
 
-    @property
-    def live(self) -> int:
-        """How many calls hold something in the store."""
-        return len(self._live)
+    async def close(self) -> None:
+        """Give the connection up, once the store has answered what was asked, or is too late.
+
+        A crash here is that of any worker: what it held ends by itself.
+        """
+        await self._wire.close()
 
     # --- admit ---
 

@@ -68,9 +68,13 @@ class Endpoint:
 
 
 class _Question:
+    """What is asked; of a connection's own prelude nobody waits for the answer."""
+
     __slots__ = ("deadline", "is_sent", "then", "was_retried", "words")
 
-    def __init__(self, words: tuple[Word, ...], deadline: float, then: OnReply) -> None:
+    def __init__(
+        self, words: tuple[Word, ...], deadline: float, then: OnReply | None = None
+    ) -> None:
         self.words = words
         self.deadline = deadline
         self.then = then
@@ -129,6 +133,7 @@ class Wire:
         self._unanswered: deque[_Question] = deque()
         self._is_flushing = False
         self._timer: asyncio.TimerHandle | None = None
+        self._emptied: asyncio.Future[None] | None = None
 
     @property
     def is_away(self) -> bool:
@@ -147,10 +152,15 @@ class Wire:
         self._put(_Question(question, now + self._timeout, then))
 
     async def close(self) -> None:
-        """Give up what waits, and the connection."""
+        """Give the connection up, once nothing waits for an answer any more."""
+        if self._waiting:
+            self._emptied = self._loop.create_future()
+            await asyncio.wait([self._emptied], timeout=self._timeout)
         if self._dialling is not None:
             self._dialling.cancel()
             await asyncio.gather(self._dialling, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
         self._drop("closed")
 
     @property
@@ -186,9 +196,7 @@ class Wire:
         self._dialling = None
         self._connection = connection
         deadline = self._clock.monotonic() + self._timeout
-        self._unsent.extendleft(
-            _Question(words, deadline, self._on_prelude) for words in reversed(prelude)
-        )
+        self._unsent.extendleft(_Question(words, deadline) for words in reversed(prelude))
         self._flush()
 
     def _prelude(self) -> list[tuple[Word, ...]]:
@@ -229,9 +237,7 @@ class Wire:
             return
         question = self._unanswered.popleft()
         if not isinstance(reply, hiredis.ReplyError):
-            if self._breaker.succeeded():
-                self._on_state(True, "")
-            question.then(reply)
+            self._on_answer(question, reply)
             return
         kind = str(reply).partition(" ")[0]
         if kind == "NOSCRIPT" and not question.was_retried:
@@ -240,8 +246,17 @@ class Wire:
         if kind == "MOVED":
             host, _, port = str(reply).rpartition(" ")[2].rpartition(":")
             self._address = (host or self._address[0], int(port))
-        question.then(Away(kind, was_asked=False))
+        question.is_sent = False  # it came, and was not run
+        self._unanswered.appendleft(question)
         self._drop(kind)
+
+    def _on_answer(self, question: _Question, reply: Reply) -> None:
+        # A store that takes a connection but no calls, such as a replica, is still away.
+        if question.then is not None:
+            if self._breaker.succeeded():
+                self._on_state(True, "")
+            question.then(reply)
+        self._note_emptied()
 
     def _teach(self, question: _Question) -> None:
         """Send the text of a script that the store has forgotten, and ask once more."""
@@ -250,9 +265,6 @@ class Wire:
         script = self._scripts[digest if isinstance(digest, bytes) else b""]
         question.words = (b"EVAL", script.text, *question.words[2:])
         self._put(question)
-
-    def _on_prelude(self, _reply: Reply | Away) -> None:
-        """Nothing: an error has dropped the connection, and whoever waited on it was told."""
 
     def on_lost(self, connection: _Protocol, reason: str) -> None:
         """Give the connection up."""
@@ -281,4 +293,10 @@ class Wire:
         if self._breaker.failed(self._clock.monotonic()):
             self._on_state(False, reason)
         for question in waiting:
-            question.then(Away(reason, was_asked=question.is_sent))
+            if question.then is not None:
+                question.then(Away(reason, was_asked=question.is_sent))
+        self._note_emptied()
+
+    def _note_emptied(self) -> None:
+        if self._emptied is not None and not self._waiting and not self._emptied.done():
+            self._emptied.set_result(None)

@@ -199,6 +199,12 @@ _HELP = {
     "store_silent_seconds": "How long ago the shared store was last heard.",
     "store_errors": "Questions that the shared store did not answer.",
     "store_forged": "Things in the shared store that no replica left there, and that were refused.",
+    "limits_store_up": "Workers whose store of limits answers.",
+    "limits_calls_held": "Running calls that hold something of a limit.",
+    "limits_budget_keys": "Budgets that are counted in memory, by key and window.",
+    "limits_calls_unsettled": "Calls that ended while the store of limits was away, and wait for it.",
+    "limits_calls_degraded": "Calls since the workers' start whose limits the store did not count.",
+    "limits_settlements_lost": "Ends of calls since the workers' start that the store never heard of.",
     "workers_ready": "Workers that serve.",
     "kills_standing": "Kills that operators have placed and not lifted.",
 }
