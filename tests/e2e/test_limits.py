@@ -5,9 +5,12 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from gateway.limits.estimates import estimate_tokens
@@ -16,6 +19,7 @@ from tests.simulators.fleet import Replica, start_replica
 from tests.simulators.gateway import Gateway
 from tests.simulators.provider import Exchange, Provider
 from tests.simulators.redis import RedisServer
+from tests.simulators.threaded import threaded_provider
 from tests.simulators.wire import Response, exchange, parse, request
 
 Start = Callable[..., Gateway]
@@ -227,3 +231,42 @@ async def test_each_limit_does_what_it_declares_while_the_store_is_away(
     await until(lambda: metric(replica.gateway, "limits_calls_unsettled") == 0)
     assert metric(replica.gateway, "limits_settlements_lost") == 0
     assert replica.gateway.events("limits.store")[-1]["is_there"] is True
+
+
+@pytest.mark.parametrize(
+    ("rate", "denied"), [("1/s", 1), ("1/h", 1)], ids=["waits-and-passes", "stops-at-once"]
+)
+def test_sdks_wait_where_it_helps_and_stop_where_it_does_not(
+    tmp_path: Path, rate: str, denied: int
+) -> None:
+    """With its usual retries an SDK passes after a short wait, and gives a long one up at once."""
+    with threaded_provider(answer) as provider:
+        root = f"http://127.0.0.1:{provider.port}"
+        providers = {
+            "openai": {"base_url": f"{root}/v1", "plain_http": True},
+            "anthropic": {"base_url": root, "plain_http": True},
+        }
+        limits = policy(f"name: pace, key: [tenant, provider], requests: {{rate: {rate}}}")
+        with Gateway(tmp_path / "gateway", providers, policy=limits) as gateway:
+            keys = {"openai": KEY, "anthropic": KEY}
+            token = gateway.open_session(keys)["token"]
+            said: Any = [{"role": "user", "content": "hello"}]
+
+            def ask_openai() -> None:
+                with openai.OpenAI(base_url=gateway.url("openai/v1"), api_key=token) as client:
+                    client.chat.completions.create(model="m", messages=said)
+
+            def ask_anthropic() -> None:
+                url = gateway.url("anthropic")
+                with anthropic.Anthropic(base_url=url, api_key=token) as client:
+                    client.messages.create(model="m", max_tokens=3, messages=said)
+
+            asking = [
+                (ask_openai, openai.RateLimitError),
+                (ask_anthropic, anthropic.RateLimitError),
+            ]
+            for ask, error in asking:
+                ask()
+                with nullcontext() if rate == "1/s" else pytest.raises(error):
+                    ask()
+            assert len(gateway.events("call.denied")) == 2 * denied
