@@ -12,7 +12,8 @@ demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
-	command -v curl >/dev/null && command -v gcore >/dev/null || { apt-get update && apt-get install -y curl gdb; }
+	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli || { \
+	  apt-get update && apt-get install -y curl gdb redis-server; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok

@@ -87,6 +87,7 @@ from gateway.store.memory import MemoryStore
 from gateway.store.redis_store import Owed, RedisStore
 from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from gateway.takeover import settle
+from gateway.tasks import end_tasks
 from gateway.telemetry.logs import get_log
 from gateway.telemetry.metrics import render
 from gateway.tls import server_context
@@ -94,6 +95,7 @@ from gateway.workers import ACK_SECONDS, Workers
 from keys.boot_secrets import BootSecrets
 from keys.deployment import TOKEN_SEED, derive
 from keys.hpke import DepositKeyRing
+from keys.wrapping import Wrapping
 from policies.kills import KillTable
 from policies.request import Principal
 
@@ -134,6 +136,7 @@ class Control:
         self._refusals = RefusalBudget(self._clock)
         secrets = BootSecrets.open(boot.secrets)
         deployment_key = load_or_create_seed(Path(boot.config.state_dir) / "fingerprint.key")
+        wrapping = Wrapping(secrets.boot_key)
         is_shared = boot.config.store.is_shared
         seed = derive(deployment_key, TOKEN_SEED) if is_shared else secrets.token_seed
         self._tokens = SessionTokenIssuer(boot.config.name, seed)
@@ -154,7 +157,7 @@ class Control:
         self._store: SessionStore
         self._member: FleetMember | None = None
         if is_shared:
-            self._store, self._member = self._join_fleet(deployment_key)
+            self._store, self._member = self._join_fleet(deployment_key, wrapping)
         else:
             self._store = MemoryStore(boot.config.sessions)
         self._ledger = SessionLedger(
@@ -163,6 +166,7 @@ class Control:
             tokens=self._tokens,
             record=self._record,
             fingerprint_key=deployment_key,
+            wrapping=wrapping,
             kills=self._kills,
             limits=boot.config.sessions,
             clock=self._clock,
@@ -187,9 +191,18 @@ class Control:
         self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
 
-    def _join_fleet(self, deployment_key: bytes) -> tuple[RedisStore, FleetMember]:
+    def _join_fleet(
+        self, deployment_key: bytes, wrapping: Wrapping
+    ) -> tuple[RedisStore, FleetMember]:
         config = self._boot.config
-        store = RedisStore(config.store, config.sessions, config.name, deployment_key, self._clock)
+        store = RedisStore(
+            config.store,
+            config.sessions,
+            deployment=config.name,
+            deployment_key=deployment_key,
+            wrapping=wrapping,
+            clock=self._clock,
+        )
         member = FleetMember(
             store=store,
             workers=self._workers,
@@ -253,9 +266,7 @@ class Control:
         if reason == "shutdown":
             # Workers drain on the same signal; what they still ask for is answered until they end.
             await self._wait_for_workers()
-        for task in vital:
-            task.cancel()
-        await asyncio.gather(*vital, return_exceptions=True)
+        await end_tasks(vital)
         for runner in runners:
             await runner.cleanup()
         if self._member is not None:

@@ -24,6 +24,7 @@ from gateway.store.connection import StoreRefused
 from gateway.store.redis_store import EVENTS_AT_ONCE, EventsMissed, Meeting, Owed, RedisStore
 from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced
+from gateway.tasks import end_tasks
 from gateway.telemetry.logs import get_log
 from gateway.workers import Workers
 from keys.session import SessionRecord
@@ -281,14 +282,19 @@ class FleetMember:
                 await self._store.lift_kill(kill_id)
             else:
                 await self._store.place_kill(kill_id, data)
-                await self._end_killed(data)
+                await self._told(self._end_killed(data))
         for owed in self._store.owed():
-            try:
-                await self._close(owed)
-            except StoreUnavailable:
-                raise
-            except (Refused, AuditUnavailable) as error:
-                log.error("session.close_failed", code=error.code)
+            await self._told(self._close(owed))
+
+    @staticmethod
+    async def _told(ending: Awaitable[None]) -> None:
+        """Wait for an ending to be told; what the store did hear of is not told again."""
+        try:
+            await ending
+        except StoreUnavailable:
+            raise
+        except (Refused, AuditUnavailable) as error:
+            log.error("session.close_failed", code=error.code)
 
     async def _hear(self, *, waits: bool) -> float:
         """Pass on every event there is; return when the store was asked for what came last.
@@ -402,9 +408,7 @@ class FleetMember:
         """End what is under way, and every connection."""
         if self._lapse is not None:
             self._lapse.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self._store.aclose()
 
 

@@ -81,6 +81,7 @@ from gateway.tls import client_context, server_context
 from keys.boot_secrets import BootSecrets
 from keys.region import SecretRegion
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.kills import Kill, KillTable, Scope
 
 TOUCH_SECONDS = 1.0
@@ -111,7 +112,7 @@ class Worker:
         secrets = BootSecrets.open(boot.secrets)
         self._is_shared = boot.config.store.is_shared
         self._sessions = SessionTable(
-            SessionVault(region, secrets.boot_key), self._clock, is_shared=self._is_shared
+            SessionVault(region, Wrapping(secrets.boot_key)), self._clock, is_shared=self._is_shared
         )
         self._lease: asyncio.TimerHandle | None = None
         self._limiter: MemoryLimiter | RedisLimiter = MemoryLimiter(self._clock)
@@ -276,7 +277,7 @@ class Worker:
                 link.send(
                     Held(
                         principal=session.principal,
-                        record=session.record,
+                        record=self._sessions.complete(session),
                         label=session.label,
                         used_at=self._sessions.used_at(session.record.session_id),
                     )

@@ -1,9 +1,9 @@
-"""The worker's side of custody: records wrapped once more, and the moment of use.
+"""The worker's side of custody: what is held of each key, and the moment of use.
 
-What a worker holds of a session is wrapped under the boot key (`keys.boot_secrets`), never copied here,
-so that a dump of the worker's ordinary memory opens nothing even with a token in it. A call takes a
-`HeldKey` once and uses that one to its end; `compose_head` is the one way out: it lays an upstream
-head with the credential out in a slot.
+What a worker holds of a session is wrapped (`keys.wrapping`), and held here alone, so that a dump of
+the worker's ordinary memory opens nothing even with a token in it. A call takes a `HeldKey` once and
+uses that one to its end; `compose_head` is the one way out: it lays an upstream head with the
+credential out in a slot.
 
 Laws of this file:
 - a key that is destroyed is overwritten, and whoever still has its `HeldKey` can use it no more;
@@ -12,54 +12,48 @@ Laws of this file:
 No I/O.
 """
 
-import secrets
-from typing import Final
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from dataclasses import replace
 
 from keys.envelope import KEY_BYTES, OVERHEAD_BYTES, Buffer, derive_key_into, unseal_into
 from keys.errors import NoCredential, UnknownSession, UnsealFailed
 from keys.region import SecretRegion, Slot
 from keys.session import SealedCredential, SessionRecord
-
-_NONCE_BYTES: Final = 12
+from keys.wrapping import WRAPPING_BYTES, Wrapping
 
 
 class HeldKey:
-    """One session's sealed key for one provider, wrapped under the boot key. It opens nothing alone."""
+    """One session's sealed key for one provider, wrapped. It opens nothing alone."""
 
     __slots__ = (
-        "_nonce", "_wrapped", "associated_data", "fingerprint", "is_destroyed", "origin", "provider",
+        "_wrapped", "associated_data", "fingerprint", "is_destroyed", "origin", "provider",
         "session_id", "size",
     )  # fmt: skip
 
-    def __init__(self, record: SessionRecord, sealed: SealedCredential, boot_key: Buffer) -> None:
+    def __init__(self, record: SessionRecord, sealed: SealedCredential) -> None:
         self.session_id = record.session_id
         self.provider = sealed.provider
         self.origin = sealed.origin
         self.fingerprint = sealed.fingerprint
-        self.size = len(sealed.sealed) - OVERHEAD_BYTES
+        self.size = len(sealed.sealed) - WRAPPING_BYTES - OVERHEAD_BYTES
         self.is_destroyed = False
-        self.wrap(record, sealed, boot_key)
+        self.take(record, sealed)
 
-    def wrap(self, record: SessionRecord, sealed: SealedCredential, boot_key: Buffer) -> None:
+    def take(self, record: SessionRecord, sealed: SealedCredential) -> None:
         """Hold this sealed form of the same key from now on."""
         binding = record.binding(sealed.provider, sealed.origin, sealed.revision)
         self.associated_data = binding.to_associated_data()
-        self._nonce = secrets.token_bytes(_NONCE_BYTES)
-        self._wrapped = bytearray(AESGCM(boot_key).encrypt(self._nonce, sealed.sealed, None))
+        self._wrapped = bytearray(sealed.sealed)
 
-    def unwrap_into(self, boot_key: Buffer, out: memoryview) -> None:
-        """Lay out the sealed form, `OVERHEAD_BYTES` longer than the key.
+    @property
+    def wrapped(self) -> bytearray:
+        """What is held.
 
         Raises:
             UnknownSession: The key was destroyed.
-            InvalidTag: Memory was altered.
         """
         if self.is_destroyed:
             raise UnknownSession
-        AESGCM(boot_key).decrypt_into(self._nonce, self._wrapped, None, out)
+        return self._wrapped
 
     def destroy(self) -> None:
         """Overwrite the key."""
@@ -80,11 +74,11 @@ class HeldKey:
 
 
 class SessionVault:
-    """The sealed credentials of every open session, by session and provider."""
+    """The keys of every open session, by session and provider."""
 
-    def __init__(self, region: SecretRegion, boot_key: Buffer) -> None:
+    def __init__(self, region: SecretRegion, wrapping: Wrapping) -> None:
         self._region = region
-        self._boot_key = boot_key
+        self._wrapping = wrapping
         self._sessions: dict[str, dict[str, HeldKey]] = {}
         self._replaced: list[tuple[float, HeldKey]] = []
 
@@ -93,20 +87,20 @@ class SessionVault:
         return len(self._sessions)
 
     def put(self, record: SessionRecord, now: float) -> int:
-        """Hold a session's keys, in place of an earlier revision's; `now` is monotonic.
+        """Hold a session's keys, which are wrapped, in place of an earlier revision's.
 
         A key that is the same stays with the calls that use it; one that is replaced stays for
-        `record.overlap_seconds`. Return how many keys were destroyed.
+        `record.overlap_seconds` from `now`, which is monotonic. Return how many keys were destroyed.
         """
         before = self._sessions.get(record.session_id, {})
         held = {}
         for sealed in record.credentials:
             key = before.get(sealed.provider)
             if key is not None and key.is_same_key(sealed):
-                key.wrap(record, sealed, self._boot_key)
+                key.take(record, sealed)
                 del before[sealed.provider]
             else:
-                key = HeldKey(record, sealed, self._boot_key)
+                key = HeldKey(record, sealed)
             held[sealed.provider] = key
         for key in before.values():
             self._replace(key, now, record.overlap_seconds)
@@ -140,6 +134,18 @@ class SessionVault:
             key.destroy()
         self._replaced = [each for each in self._replaced if not each[1].is_destroyed]
         return True
+
+    def complete(self, record: SessionRecord) -> SessionRecord:
+        """Return the record with its wrapped keys, which nobody else here holds.
+
+        Raises:
+            UnknownSession: The session is not, or no longer, held here.
+        """
+        keys = self._sessions.get(record.session_id)
+        if keys is None:
+            raise UnknownSession
+        held = (replace(e, sealed=bytes(keys[e.provider].wrapped)) for e in record.credentials)
+        return replace(record, credentials=tuple(held))
 
     def find(self, session_id: str, provider: str, origin: str) -> HeldKey:
         """Return the session's key for this provider at this origin.
@@ -192,13 +198,11 @@ class SessionVault:
         if room < size:
             raise UnsealFailed
         try:
-            key.unwrap_into(self._boot_key, sealed)
+            self._wrapping.unwrap_into(key.wrapped, sealed)
             derive_key_into(session_secret, key.session_id, sealing_key)
             length = unseal_into(
                 sealing_key, sealed, key.associated_data, memory[start : start + room]
             )
-        except InvalidTag:  # pragma: no cover - only a defect or flipped memory leads here
-            raise UnsealFailed from None
         finally:
             scratch[:] = bytes(len(scratch))
         memory[:start] = before

@@ -44,6 +44,7 @@ from keys.session import (
     rotate_session,
     seal_session,
 )
+from keys.wrapping import Wrapping
 from policies.kills import Kill, KillTable
 from policies.request import Principal
 
@@ -72,7 +73,7 @@ Recorder = Callable[[Event], Awaitable[None]]
 
 
 class SessionLedger:
-    """Opens, changes and closes sessions: the store keeps them, workers serve them."""
+    """Opens, changes and closes sessions: the store keeps them, workers serve them, all wrapped."""
 
     def __init__(  # noqa: PLR0913 - the composition root names every part once
         self,
@@ -82,6 +83,7 @@ class SessionLedger:
         tokens: SessionTokenIssuer,
         record: Recorder,
         fingerprint_key: bytes,
+        wrapping: Wrapping,
         kills: KillTable,
         limits: Sessions,
         clock: Clock,
@@ -91,6 +93,7 @@ class SessionLedger:
         self._tokens = tokens
         self._record = record
         self._fingerprint_key = fingerprint_key
+        self._wrapping = wrapping
         self._kills = kills
         self._limits = limits
         self._clock = clock
@@ -212,7 +215,7 @@ class SessionLedger:
             credentials=(),
         )
         record, secret = seal_session(blank, deposits, self._fingerprint_key)
-        return Entry(principal, record, label, self._clock.now()), secret
+        return Entry(principal, self._wrapping.wrap(record), label, self._clock.now()), secret
 
     def _mint(self, entry: Entry, secret: bytearray) -> str:
         record = entry.record
@@ -254,13 +257,14 @@ class SessionLedger:
         before = entry.record
         expires_at = int(self._clock.now()) + self._lifetime(ttl_seconds)
         try:
-            record = renew_session(before, secret, expires_at)
+            renewed = renew_session(self._wrapping.unwrap(before), secret, expires_at)
         except UnsealFailed:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
-        renewed = await self._change(entry, record, _renewed(record))
+        record = self._wrapping.wrap(renewed)
+        changed = await self._change(entry, record, _renewed(record))
         kept = bytearray(secret)
         try:
-            return renewed, self._mint(renewed, kept)
+            return changed, self._mint(changed, kept)
         finally:
             kept[:] = bytes(len(kept))
 
@@ -284,7 +288,9 @@ class SessionLedger:
         before = entry.record
         try:
             overlap = self._overlap(overlap_seconds)
-            record = rotate_session(before, secret, deposits, self._fingerprint_key, overlap)
+            rotated = rotate_session(
+                self._wrapping.unwrap(before), secret, deposits, self._fingerprint_key, overlap
+            )
         except NoCredential:
             raise Refused(
                 "invalid_body", "Only keys for providers that the session holds can be replaced."
@@ -293,7 +299,8 @@ class SessionLedger:
             raise Refused("invalid_session_token", "The session token is not valid.") from None
         finally:
             wipe(deposits)
-        self._refuse_killed(entry.principal, record)
+        self._refuse_killed(entry.principal, rotated)
+        record = self._wrapping.wrap(rotated)
         return await self._change(entry, record, _rotated(before, record, form, client_address))
 
     async def _change(self, entry: Entry, record: SessionRecord, event: Event) -> Entry:
@@ -430,7 +437,7 @@ def _rotated(
     before: SessionRecord, record: SessionRecord, form: str, client_address: str
 ) -> SessionRotated:
     pairs = zip(before.credentials, record.credentials, strict=True)
-    changed = [(old, new) for old, new in pairs if new is not old]
+    changed = [(old, new) for old, new in pairs if new.revision != old.revision]
     return SessionRotated(
         session=record.session_id,
         tenant=record.tenant,

@@ -5,6 +5,7 @@ well, so that a late message opens nothing. No I/O.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -19,7 +20,7 @@ from policies.request import Principal
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """An open session: its principal and its record. The keys in the record are sealed.
+    """An open session: its principal and its record, without the keys, which the vault holds.
 
     `label` is only kept for the control process.
     """
@@ -107,6 +108,9 @@ class SessionTable:
     ) -> int:
         """Serve a session, or another revision of it; return how many keys that destroyed."""
         destroyed = self._vault.put(record, self._clock.monotonic())
+        # The vault alone holds the keys: what it overwrites is then nowhere else.
+        bare = tuple(replace(each, sealed=b"") for each in record.credentials)
+        record = replace(record, credentials=bare)
         session = Session(principal=principal, record=record, label=label)
         self._sessions[record.session_id] = session
         self._used_at[record.session_id] = max(self.used_at(record.session_id), used_at)
@@ -126,6 +130,10 @@ class SessionTable:
     def all(self) -> list[Session]:
         """Return every open session."""
         return list(self._sessions.values())
+
+    def complete(self, session: Session) -> SessionRecord:
+        """Return the session's record with its wrapped keys, for the control process."""
+        return self._vault.complete(session.record)
 
     def suspend(self) -> None:
         """Serve no session until `resume`: what was closed meanwhile could not be heard."""

@@ -42,7 +42,10 @@ def check_tls_files(store: Store) -> None:
     Raises:
         OSError: One cannot be read, or they do not belong together.
     """
-    context = ssl.create_default_context(cafile=store.ca_file or None)
+    # Not the default context: that one begins to write SSLKEYLOGFILE, which nobody has refused yet.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if store.ca_file:
+        context.load_verify_locations(store.ca_file)
     if store.certificate:
         # A key under a passphrase is refused: without an answer here OpenSSL asks on the terminal.
         context.load_cert_chain(store.certificate, store.private_key or None, password="")

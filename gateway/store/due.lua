@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- Name sessions whose deadline has come, each with its expiry (ms; nothing where the record is gone).
 -- KEYS: deadlines; ARGV: now (ms), how many, prefix of a session's key (of the same hash slot)
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])

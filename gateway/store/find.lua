@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- Read sessions, each with its deadline (ms).
 -- KEYS: deadlines, then one session for each id; ARGV: ids
 local found = {}

@@ -1,3 +1,4 @@
+#!lua
 -- Keep a new session, if there is room for it.
 -- KEYS: session, deadlines, owner
 -- ARGV: id, record, revision, expires_at, idle, deadline, gone_at, about, now, total, per_subject

@@ -3,6 +3,7 @@
 Laws of this file:
 - every change is one Lua script: done whole, and told to every replica in the same step;
 - all keys are in one hash slot, under `{veklom:<namespace>}`;
+- records stand there as they were sealed: what wraps them here is this host's alone;
 - nothing is believed that was not left there by a replica (`keys.deployment`): it counts as absent;
 - what could not be told is kept, within limits, until it can be.
 
@@ -15,6 +16,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final
 
@@ -36,6 +38,7 @@ from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced,
 from gateway.telemetry.logs import get_log
 from keys.deployment import Authenticator
 from keys.errors import Forged
+from keys.wrapping import Wrapping
 from policies.request import Principal
 
 KEPT_SECONDS: Final = 300
@@ -102,12 +105,20 @@ class Meeting(msgspec.Struct, frozen=True, kw_only=True):
 class RedisStore:
     """Every open session of the fleet, and what its replicas tell each other."""
 
-    def __init__(
-        self, store: Store, limits: Sessions, deployment: str, deployment_key: bytes, clock: Clock
+    def __init__(  # noqa: PLR0913 - the composition root names every part once
+        self,
+        store: Store,
+        limits: Sessions,
+        *,
+        deployment: str,
+        deployment_key: bytes,
+        wrapping: Wrapping,
+        clock: Clock,
     ) -> None:
         self._config = store
         self._limits = limits
         self._clock = clock
+        self._wrapping = wrapping
         authenticator = Authenticator(deployment_key, store.namespace)
         self._words = Words(authenticator)
         self._check = authenticator.mac("deployment", deployment, b"")
@@ -183,7 +194,7 @@ class RedisStore:
         record = entry.record
         return (
             record.session_id,
-            self._words.from_entry(entry),
+            self._words.from_entry(replace(entry, record=self._wrapping.unwrap(record))),
             record.revision,
             record.expires_at * 1000,
             record.idle_seconds * 1000,
@@ -266,6 +277,7 @@ class RedisStore:
     def _read(self, session_id: str, kept: bytes, deadline: float) -> Entry | None:
         try:
             entry = self._words.to_entry(session_id, kept, 0.0)
+            entry.record = self._wrapping.wrap(entry.record)
         except Forged:
             self._refuse_forged("session")
             return None

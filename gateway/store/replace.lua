@@ -1,3 +1,4 @@
+#!lua
 -- Keep another revision of a session in place of the one that was read; say so to every replica.
 -- KEYS: session, deadlines, owner, events
 -- ARGV: id, record, revision, expires_at, idle, deadline, gone_at, revision before, event, events kept

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,7 @@ from tests.simulators.redis import MEMORY_ONLY, RedisServer
 Start = Callable[..., Gateway]
 Configuration = Callable[[Gateway], Mapping[str, Any]]
 PASSWORD = "planted-password-of-the-store"
-COMMANDS = (
-    "+@connection", "+time", "+config|get", "+eval", "+evalsha", "+hset", "+hsetnx", "+hget",
-    "+hmget", "+hgetall", "+hdel", "+del", "+pexpire", "+pexpireat", "+zadd", "+zrem", "+zscore",
-    "+zcard", "+zrange", "+zrangebyscore", "+zremrangebyscore", "+xadd", "+xread", "+xrevrange",
-)  # fmt: skip
-"""All that a gateway may be allowed to do, as README.md says it."""
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -107,12 +103,12 @@ def test_a_gateway_waits_for_a_store_that_does_not_answer(
 async def test_tls_and_an_acl_user(
     tmp_path: Path, provider: Provider, start_gateway: Start
 ) -> None:
-    """Through TLS, as a user who may do what a gateway needs and no more, sessions are served."""
-    acl = tmp_path / "users.acl"
-    acl.write_text(
-        "user default off\n"
-        f"user veklom on >{PASSWORD} resetchannels ~{{veklom:veklom}}:* -@all {' '.join(COMMANDS)}\n"
+    """Through TLS, as a user who may do what README says and no more, sessions are served."""
+    (rules,) = re.findall(
+        r"^```text\n(resetchannels .*?)```", README.read_text(), re.MULTILINE | re.DOTALL
     )
+    acl = tmp_path / "users.acl"
+    acl.write_text(f"user default off\nuser veklom on >{PASSWORD} {' '.join(rules.split())}\n")
     password = tmp_path / "password"
     password.write_text(f"{PASSWORD}\n")
     settings = {**MEMORY_ONLY, "aclfile": str(acl)}

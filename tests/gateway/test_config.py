@@ -193,3 +193,56 @@ def test_one_fault_is_told_once(given: str) -> None:
     """A provider without a URL is one fault, whether the URL is absent or empty."""
     (fault,) = faults_of(given)
     assert "base_url" in fault
+
+
+REDIS = "backend: redis, url: "
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ("backend: redis", "url is what backend: redis needs"),
+        ("url: 'rediss://h:1'", "url is what backend: redis needs"),
+        ("backend: etcd", "must be one of memory, redis"),
+        (f"{REDIS}'rediss://u:planted@h:1'", "holds credentials: name username"),
+        (f"{REDIS}'rediss://:planted@h:1'", "holds credentials: name username"),
+        (f"{REDIS}'rediss://h:1?password=planted'", "must be rediss://host:port"),
+        (f"{REDIS}'rediss://h:planted'", "must be rediss://host:port"),
+        (f"{REDIS}'http://h:1'", "must be rediss://host:port"),
+        (f"{REDIS}'rediss://'", "must be rediss://host:port"),
+        (f"{REDIS}'rediss://h/one'", "must be rediss://host:port"),
+        (f"{REDIS}'redis://h:1'", "is plain: use rediss"),
+        (f"{REDIS}'redis://127.0.0.1:1', ca_file: a.pem", "certificates need rediss"),
+        (f"{REDIS}'rediss://h:1', private_key: a.pem", "private_key needs a certificate"),
+        (f"{REDIS}'rediss://h:1', username: u", "username needs a password_file"),
+        (f"{REDIS}'rediss://h:1', namespace: '{{a}}'", "namespace must be"),
+        (f"{REDIS}'rediss://h:1', staleness: 500ms", "staleness must be between"),
+        (f"{REDIS}'rediss://h:1', staleness: 2m", "staleness must be between"),
+        (f"{REDIS}'rediss://h:1', timeout: 6s", "timeout must be between"),
+        (f"{REDIS}'rediss://h:1', connections: 1", "connections must be between"),
+        (f"{REDIS}'rediss://h:1', password: planted", "unknown key 'password'"),
+    ],
+)
+def test_a_store_that_cannot_be_is_a_fault(store: str, said: str) -> None:
+    """Each is told once, where it stands; no message repeats what may be a password."""
+    faults = faults_of(f"store: {{{store}}}")
+    assert sum(said in fault for fault in faults) == 1, faults
+    assert all(re.match(r"c\.yaml:1:\d+: ", fault) for fault in faults)
+    assert "planted" not in "".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("rediss://redis.example:6380/2", ("redis.example", 6380, 2, True)),
+        ("rediss://redis.example", ("redis.example", 6379, 0, True)),
+        ("redis://localhost:7000", ("localhost", 7000, 0, False)),
+        ("redis://[::1]:7000/", ("::1", 7000, 0, False)),
+    ],
+)
+def test_a_store_is_where_its_url_says(url: str, address: tuple[str, int, int, bool]) -> None:
+    """Host, port and database come from the URL, with Redis's own defaults."""
+    store = parse_config(f"store: {{{REDIS}'{url}'}}", "c.yaml", {}).store
+    assert (store.host, store.port, store.database, store.is_tls) == address
+    assert store.is_shared
+    assert not parse_config("store: {}", "c.yaml", {}).store.is_shared

@@ -47,6 +47,7 @@ def test_takes_over_what_changed(running: Deployment, tmp_path: Path) -> None:
         ("state_dir", "elsewhere"),
         ("listeners", {"admin": {"address": "127.0.0.1:9999"}}),
         ("audit", {"directory": "elsewhere"}),
+        ("store", {"backend": "redis", "url": "redis://127.0.0.1:1"}),
     ],
 )
 def test_leaves_what_needs_a_restart(

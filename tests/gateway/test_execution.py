@@ -26,6 +26,7 @@ from gateway.story import (
     Admit,
     Answer,
     AwaitKeys,
+    AwaitSession,
     Break,
     Command,
     Exchange,
@@ -41,6 +42,7 @@ from keys.region import SecretRegion
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, seal_session
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.kills import Kill, KillTable, Scope
 from policies.request import Principal
 from policies.rules import load_policy_set
@@ -78,7 +80,7 @@ class StoppedClock:
 class House:
     """Every real part of a worker's governed path, and none of its sockets."""
 
-    def __init__(self, policy: str = POLICY) -> None:
+    def __init__(self, policy: str = POLICY, *, is_shared: bool = False) -> None:
         self.clock = StoppedClock()
         self.policy = policy
         self.warnings: list[Warned] = []
@@ -86,7 +88,8 @@ class House:
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
         self.region = SecretRegion.open(slots=2)
-        self.sessions = SessionTable(SessionVault(self.region, BOOT_KEY), self.clock)
+        vault = SessionVault(self.region, Wrapping(BOOT_KEY))
+        self.sessions = SessionTable(vault, self.clock, is_shared=is_shared)
         self.kills = KillTable()
         self.tokens = SessionTokenIssuer("test", secrets.token_bytes(32))
         self.issuer = DevelopmentIssuer()
@@ -124,7 +127,7 @@ class House:
         self.record, secret = seal_session(
             replace(self.record, credentials=()), [deposit], bytes(32)
         )
-        self.sessions.put(ALICE, self.record)
+        self.sessions.put(ALICE, Wrapping(BOOT_KEY).wrap(self.record))
         return self.tokens.mint(
             session_id=self.record.session_id, generation=self.record.generation,
             subject=ALICE.subject, tenant=ALICE.tenant, secret=secret, now=NOW,
@@ -535,6 +538,69 @@ def test_what_is_no_stream_has_no_last_words(house: House) -> None:
     forward.response.begin(200, [(b"content-type", b"application/json")])
     forward.response.feed(b"{}\n\n")
     assert forward.response.interrupt("draining", "x") == b""
+
+
+# --- a fleet ---
+
+
+@pytest.fixture
+def fleet_house() -> House:
+    """A worker of a fleet that holds no session, and has a lease."""
+    house = House(is_shared=True)
+    house.sessions.drop(house.record.session_id)
+    house.sessions.resume()
+    return house
+
+
+def test_a_session_that_is_not_held_is_asked_for(fleet_house: House) -> None:
+    """The shared store is asked once, and the call goes on with what it knows."""
+
+    def arrive(command: AwaitSession) -> None:
+        assert command.session_id == fleet_house.record.session_id
+        fleet_house.sessions.put(ALICE, fleet_house.record)
+
+    told = fleet_house.tell(answers={AwaitSession: arrive})
+    assert kinds(told) == [
+        "AwaitSession", "ReadBody", "CallStart", "Forward", "CallEnd", "Finish",
+    ]  # fmt: skip
+    assert kinds(fleet_house.tell())[0] == "ReadBody"
+
+
+def test_an_older_generation_is_not_all_there_is(fleet_house: House) -> None:
+    """A token of a later generation than is held makes the store be asked, an earlier one does not."""
+    session = fleet_house.record
+    fleet_house.sessions.put(ALICE, replace(session, generation=0))
+    told = fleet_house.tell(
+        answers={AwaitSession: lambda _: fleet_house.sessions.put(ALICE, session)}
+    )
+    assert kinds(told)[0] == "AwaitSession"
+    assert kinds(told)[-1] == "Finish"
+    fleet_house.sessions.put(ALICE, replace(session, generation=2))
+    assert kinds(fleet_house.tell()) == ["CallDenied", "Answer"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (None, "session_unknown"),
+        (Refused("store_unavailable", "no"), "store_unavailable"),
+    ],
+)
+def test_a_session_that_nobody_knows_is_refused(
+    fleet_house: House, answer: Refused | None, code: str
+) -> None:
+    """What the store does not have, or cannot be asked for, is a refusal with its own code."""
+    told = fleet_house.tell(answers={AwaitSession: answer})
+    assert kinds(told) == ["AwaitSession", "CallDenied", "Answer"]
+    assert code_of(told) == code
+
+
+def test_without_a_lease_nobody_is_asked(fleet_house: House) -> None:
+    """While nobody vouches for the fleet's sessions a call is refused at once."""
+    fleet_house.sessions.suspend()
+    told = fleet_house.tell()
+    assert kinds(told) == ["CallDenied", "Answer"]
+    assert code_of(told) == "control_unavailable"
 
 
 METERED = """\

@@ -15,12 +15,15 @@ from gateway.relay import (
     IssuerKeys,
     KeepCounts,
     KeysNeeded,
+    Lease,
     LetStand,
     Message,
     PutSession,
     Ready,
     Serve,
+    SessionAbsent,
     SessionKey,
+    SessionNeeded,
     Snapshot,
     SnapshotRequest,
     Told,
@@ -42,6 +45,9 @@ RECORD = SessionRecord(
 )  # fmt: skip
 PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme", roles=frozenset({"dev"}))
 EVERY: list[Message] = [
+    SessionNeeded(session_id="ab"),
+    SessionAbsent(session_id="ab", is_known=False),
+    Lease(until=1.5),
     SessionKey(public_key=bytes(32)),
     PutSession(n=1, principal=PRINCIPAL, record=RECORD, label="l", used_at=1.5),
     DropSession(n=2, session_id="s", reason="closed"),

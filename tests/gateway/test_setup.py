@@ -36,6 +36,7 @@ providers:
   gemini: {ca_file: broken.json}
 policies: {path: policies}
 audit: {directory: broken.json}
+store: {backend: redis, url: "rediss://h:1", username: u, password_file: empty, ca_file: absent-ca.pem}
 """
 
 FAULTS = [
@@ -51,6 +52,8 @@ FAULTS = [
     ("config.yaml:13:21", "no certificate or crl found"),
     ("config.yaml:14:18", "binary.yaml: cannot be read: it is not UTF-8"),
     ("config.yaml:15:20", "which is not a folder"),
+    ("config.yaml:16:74", "which cannot be used: it does not hold 1 to 4096 bytes"),
+    ("config.yaml:16:90", "store.ca_file names"),
     ("policies/rules.yaml:2:20", "did you mean 'effect'"),
     ("policies/rules.yaml:3:8", "unknown key 'rulse'"),
 ]
@@ -67,6 +70,7 @@ def broken_deployment(tmp_path: Path) -> Path:
     )
     (tmp_path / "locked.pem").write_bytes(locked)
     (tmp_path / "broken.json").write_text("{}")
+    (tmp_path / "empty").write_text("\n")
     for folder in ("folder", "state", "policies"):
         (tmp_path / folder).mkdir()
     (tmp_path / "state" / "audit.key").write_bytes(bytes(32))

@@ -16,6 +16,7 @@ from keys.session import (
     seal_session,
 )
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 
 BOOT_KEY = b"b" * 32
 
@@ -42,8 +43,8 @@ def opened() -> tuple[SessionRecord, bytearray]:
 
 def use(record: SessionRecord, secret: bytes | bytearray) -> bytes:
     """Return the credential, by the way that a worker takes."""
-    vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), BOOT_KEY)
-    vault.put(record, 0.0)
+    vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), Wrapping(BOOT_KEY))
+    vault.put(Wrapping(BOOT_KEY).wrap(record), 0.0)
     key = vault.find(record.session_id, "openai", "https://api.openai.com")
     return bytes(vault.compose_head(key, secret, b"", b"").view)
 

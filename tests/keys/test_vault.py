@@ -7,6 +7,7 @@ from keys.region import SecretRegion, Slot
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, renew_session, rotate_session, seal_session
 from keys.vault import HeldKey, SessionVault
+from keys.wrapping import Wrapping
 
 BOOT_KEY = b"b" * 32
 
@@ -22,7 +23,8 @@ class Bench:
     def __init__(self, slots: int = 3) -> None:
         self.region = SecretRegion.open(slots, SLOT_BYTES)
         self.memory = self.region.memory
-        self.vault = SessionVault(self.region, BOOT_KEY)
+        self.wrapping = Wrapping(BOOT_KEY)
+        self.vault = SessionVault(self.region, self.wrapping)
         blank = SessionRecord(
             session_id=SID,
             tenant="acme",
@@ -37,7 +39,7 @@ class Bench:
         )
         deposit = Deposit(provider="openai", origin=ORIGIN, credential=Secret(PLAIN))
         self.record, self.secret = seal_session(blank, [deposit], b"f" * 32)
-        self.vault.put(self.record, 0.0)
+        self.vault.put(self.wrapping.wrap(self.record), 0.0)
 
     def compose(
         self,
@@ -144,7 +146,7 @@ def rotate(bench: Bench, key: bytes, overlap_seconds: int, now: float) -> int:
     bench.record = rotate_session(
         bench.record, bench.secret, [deposit], b"f" * 32, overlap_seconds=overlap_seconds
     )
-    return bench.vault.put(bench.record, now)
+    return bench.vault.put(bench.wrapping.wrap(bench.record), now)
 
 
 def plain(bench: Bench, key: HeldKey) -> bytes:
@@ -203,6 +205,9 @@ def test_a_renewal_takes_no_key_from_a_call() -> None:
     """The key is the same, however it is sealed: who holds it goes on, with nothing to wait for."""
     bench = Bench()
     held = bench.vault.find(SID, "openai", ORIGIN)
-    assert bench.vault.put(renew_session(bench.record, bench.secret, 500), 100.0) == 0
+    assert (
+        bench.vault.put(bench.wrapping.wrap(renew_session(bench.record, bench.secret, 500)), 100.0)
+        == 0
+    )
     assert bench.vault.find(SID, "openai", ORIGIN) is held
     assert plain(bench, held) == PLAIN

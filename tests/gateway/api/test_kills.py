@@ -23,6 +23,7 @@ from gateway.identity.session_tokens import SessionTokenIssuer
 from gateway.store.memory import MemoryStore
 from keys.secret import Secret
 from keys.session import Deposit, SessionRecord
+from keys.wrapping import Wrapping
 from policies.kills import MAX_KILLS, Kill, KillTable, Scope
 from policies.request import Principal
 from policies.roles import Grant, StepUp
@@ -87,6 +88,7 @@ class House:
             tokens=SessionTokenIssuer("test", bytes(range(32))),
             record=self.record,
             fingerprint_key=b"f" * 32,
+            wrapping=Wrapping(b"b" * 32),
             kills=self.table,
             limits=limits,
             clock=Clock(),

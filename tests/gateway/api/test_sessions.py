@@ -44,6 +44,7 @@ from keys.secret import Secret
 from keys.session import Deposit, SessionRecord
 from keys.signing import Signer, Verifier
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.kills import Kill, KillTable, Scope
 from policies.request import Principal
 
@@ -71,7 +72,7 @@ class Worker:
     """A fleet of one: a vault, as a worker has it."""
 
     def __init__(self) -> None:
-        self.vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), BOOT_KEY)
+        self.vault = SessionVault(SecretRegion.open(slots=2, slot_bytes=4096), Wrapping(BOOT_KEY))
         self.records: dict[str, SessionRecord] = {}
         self.answers = True
 
@@ -130,6 +131,7 @@ class House:
             tokens=tokens,
             record=self.record,
             fingerprint_key=b"f" * 32,
+            wrapping=Wrapping(b"b" * 32),
             kills=self.kills,
             limits=limits,
             clock=self.clock,

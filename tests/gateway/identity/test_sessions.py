@@ -8,6 +8,7 @@ from gateway.identity.sessions import SessionTable
 from keys.region import SecretRegion
 from keys.session import SessionRecord
 from keys.vault import SessionVault
+from keys.wrapping import Wrapping
 from policies.request import Principal
 
 PRINCIPAL = Principal(issuer="i", subject="alice", tenant="acme")
@@ -25,7 +26,7 @@ def record(session_id: str) -> SessionRecord:
 def table() -> SessionTable:
     """A table with two sessions."""
     table = SessionTable(
-        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), b"b" * 32), SystemClock()
+        SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32)), SystemClock()
     )
     table.put(PRINCIPAL, record("one"), label="l", used_at=5.0)
     table.put(PRINCIPAL, record("two"))
@@ -66,3 +67,24 @@ def test_what_is_dropped_is_gone(table: SessionTable) -> None:
     assert [session.record.session_id for session in table.all()] == ["two"]
     assert table.note_use(["one"], 9.0) == ()
     assert table.used_at("one") == 0.0
+
+
+def test_a_shared_table_serves_nothing_without_a_lease() -> None:
+    """Until somebody vouches for what is held, no session is found, and none is asked for."""
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
+    table = SessionTable(vault, SystemClock(), is_shared=True)
+    table.put(PRINCIPAL, record("one"))
+    with pytest.raises(Refused):
+        table.find("one")
+    table.resume()
+    assert table.find("one") is not None
+
+
+def test_a_shared_table_knows_what_it_lacks(table: SessionTable) -> None:
+    """What is not held, or in an older generation than a token names, may be in the shared store."""
+    vault = SessionVault(SecretRegion.open(slots=1, slot_bytes=64), Wrapping(b"b" * 32))
+    shared = SessionTable(vault, SystemClock(), is_shared=True)
+    shared.put(PRINCIPAL, record("one"))
+    assert [shared.must_ask("one", generation) for generation in (0, 1, 2)] == [False, False, True]
+    assert shared.must_ask("unknown", 1)
+    assert not table.must_ask("unknown", 1)

@@ -17,6 +17,7 @@ from gateway.store.memory import MemoryStore
 from gateway.store.redis_store import KEPT_SECONDS, RedisStore
 from gateway.store.sessions import Entry, SessionStore, StoreUnavailable
 from keys.session import SealedCredential, SessionRecord
+from keys.wrapping import Wrapping
 from policies.request import Principal
 from tests.simulators.redis import RedisServer
 
@@ -26,6 +27,9 @@ NOW = int(time.time()) + 86_400
 
 KEY = b"k" * 32
 _namespaces = count()
+
+
+WRAPPING = Wrapping(b"b" * 32)
 
 
 class Clock:
@@ -50,7 +54,12 @@ def entry(number: int = 1, subject: str = "alice", *, lives: int = 60, idle: int
         ),
     )  # fmt: skip
     principal = Principal(issuer="i", subject=subject, tenant="acme", roles=frozenset({"r"}))
-    return Entry(principal, record, f"label {number}", float(NOW))
+    return Entry(principal, WRAPPING.wrap(record), f"label {number}", float(NOW))
+
+
+def plain(held: Entry | None) -> Entry | None:
+    """Return a session so that it can be compared: wrapped, no two are alike."""
+    return held and replace(held, record=WRAPPING.unwrap(held.record))
 
 
 def renewed(before: Entry, lives: int = 120) -> Entry:
@@ -77,7 +86,14 @@ def redis_store(
     """Return a replica's store."""
     fields = {"backend": "redis", "url": redis.url, "namespace": namespace, "timeout": timeout}
     config = parse_config(json.dumps({"store": fields}), "c.yaml", {})
-    return RedisStore(config.store, LIMITS, "test", key, Clock())
+    return RedisStore(
+        config.store,
+        LIMITS,
+        deployment="test",
+        deployment_key=key,
+        wrapping=WRAPPING,
+        clock=Clock(),
+    )
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -96,8 +112,8 @@ async def test_keeps_what_it_was_given(store: SessionStore) -> None:
     one, other = entry(1), entry(2, "bob")
     await store.open(one)
     await store.open(other)
-    assert await store.find(one.record.session_id) == one
-    assert await store.owned_by(one.principal) == [one]
+    assert plain(await store.find(one.record.session_id)) == plain(one)
+    assert [plain(each) for each in await store.owned_by(one.principal)] == [plain(one)]
     assert await store.find("unknown") is None
 
 
@@ -239,7 +255,7 @@ async def perform(store: SessionStore, what: str, number: int, value: int | None
         case "due":
             return sorted(await store.due(NOW + number))
         case "find":
-            found = await store.find(session_id)
+            found = plain(await store.find(session_id))
             return found and found.record
         case _:
             owned = await store.owned_by(entry(0, f"user{number}").principal)
