@@ -212,6 +212,7 @@ class Wire:
             words.append((b"AUTH", endpoint.username or "default", endpoint.password()))
         if endpoint.database:
             words.append((b"SELECT", endpoint.database))
+        # Taught beforehand, so that nothing is asked out of its order for want of a script.
         return words + [(b"SCRIPT", b"LOAD", script.text) for script in self._scripts.values()]
 
     def _flush(self) -> None:
@@ -259,7 +260,7 @@ class Wire:
         self._note_emptied()
 
     def _teach(self, question: _Question) -> None:
-        """Send the text of a script that the store has forgotten, and ask once more."""
+        """Ask once more with the text of the script: the store forgot it meanwhile."""
         question.was_retried = True
         digest = question.words[1]
         script = self._scripts[digest if isinstance(digest, bytes) else b""]

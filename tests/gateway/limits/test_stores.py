@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from policies.limits import Demand, Limit, demands
 from policies.quota import NOTHING, QuotaStatus, Usage
 from policies.request import AccessRequest
 from tests.policies.asking import ask, policy_set_of
-from tests.simulators.redis import RedisServer
+from tests.simulators.redis import MEMORY_ONLY, RedisServer
 
 NAMESPACES = itertools.count()
 
@@ -392,3 +394,33 @@ async def test_what_is_renewed_does_not_expire(server: RedisServer) -> None:
     store.limiter.tick()
     assert await store.remaining(asked(limits)) == [1, 1000]
     await wire.close()
+
+
+async def test_a_user_who_may_do_what_readme_says_counts_limits(tmp_path: Path) -> None:
+    """Every script runs under the permissions that README lists, and needs no others."""
+    readme = Path(__file__).resolve().parents[3] / "README.md"
+    (rules,) = re.findall(
+        r"^```text\n(resetchannels .*?)```", readme.read_text(), re.MULTILINE | re.DOTALL
+    )
+    acl = tmp_path / "users.acl"
+    acl.write_text(
+        f"user default on nopass +@connection\nuser veklom on >pw {' '.join(rules.split())}\n"
+    )
+    with RedisServer(tmp_path / "redis", MEMORY_ONLY | {"aclfile": str(acl)}) as server:
+        wire = Wire(
+            Endpoint(host="127.0.0.1", port=server.port, username="veklom", password=lambda: "pw"),
+            scripts=SCRIPTS,
+            timeout_seconds=5.0,
+            clock=SystemClock(),
+            on_state=lambda _is_there, _reason: None,
+        )
+        limiter = RedisLimiter(wire, namespace="veklom", sharers=1, clock=SystemClock())
+        store = Limits(limiter, [])
+        limits = limits_of(TOKENS, DAY, CALLS, PACE)
+        call = await store.admitted(asked(limits, Usage(input=600)))
+        call.renewed_at -= HOLD_SECONDS
+        limiter.tick()
+        limiter.settle(call, Usage(input=500))
+        assert await store.remaining(asked(limits)) == [500, 500, 1, 1]
+        assert limiter.gauges["limits_calls_degraded"] == 0
+        await wire.close()
