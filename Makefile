@@ -6,14 +6,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format check bench lock clean
+.PHONY: demo test lint format check bench bench-policy lock clean
 
 demo: $(VENV)/demo.ok
 	$(BIN)/veklom demo
 
 test: $(VENV)/dev.ok tests/npm/node_modules lint
-	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli || { \
-	  apt-get update && apt-get install -y curl gdb redis-server; }
+	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli && command -v go || { \
+	  apt-get update && apt-get install -y curl gdb redis-server golang-go golang-golang-x-mod-dev; }
 	$(BIN)/pytest
 
 lint: $(VENV)/dev.ok
@@ -29,6 +29,10 @@ format: $(VENV)/dev.ok
 bench: $(VENV)/dev.ok
 	command -v wrk && command -v nginx || { apt-get update && apt-get install -y wrk nginx-light; }
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/audit.py
+
+bench-policy: $(VENV)/dev.ok
+	$(BIN)/python bench/policy.py
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed"; exit 1; }

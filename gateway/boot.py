@@ -14,9 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.audit.durability import Durability
 from gateway.audit.event import ProtectionsChecked
-from gateway.audit.journal import Journal
+from gateway.audit.journal import Journal, JournalPlace
+from gateway.audit.keeper import Keeper, Record
 from gateway.audit.keyfile import load_signer
+from gateway.audit.trust import LogKeys, Policy
+from gateway.bundles import Bundle
 from gateway.clock import Clock
 from gateway.config import Config, ConfigurationError
 from gateway.hardening import ProtectionMissing, demand, harden, to_reasons
@@ -25,19 +29,11 @@ from gateway.identity.tokens import Issuer
 from gateway.telemetry.logs import configure_logs, get_log
 from keys.region import SecretRegion
 from policies.document import DocumentError
-from policies.rules import PolicySet, load_policy_set
 
 EXIT_CONFIGURATION: Final = 78
 """EX_CONFIG of sysexits.h: starting again would change nothing."""
 
 log = get_log()
-
-
-class PolicySource(msgspec.Struct, frozen=True):
-    """One policy file as the supervisor read it: every process compiles the same bytes."""
-
-    path: str
-    text: str
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +51,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     is_dev: bool
     config_digest: str
     config_path: str
-    policies: tuple[PolicySource, ...]
+    bundle: Bundle
     listeners: dict[str, int]
     addresses: dict[str, str]
     secrets: int
@@ -78,12 +74,6 @@ def read_boot(fd: int) -> Boot:
         return msgspec.msgpack.decode(file.read(), type=Boot)
 
 
-def policy_set_of(boot: Boot) -> PolicySet:
-    """Return the policy set that the boot message carries."""
-    providers = frozenset(boot.config.providers)
-    return load_policy_set([(source.path, source.text) for source in boot.policies], providers)
-
-
 def issuers_of(boot: Boot) -> tuple[Issuer, ...]:
     """Return the issuers that are trusted: the configured ones, and in development our own."""
     return (*boot.config.issuers, *((DEVELOPMENT,) if boot.is_dev else ()))
@@ -92,11 +82,43 @@ def issuers_of(boot: Boot) -> tuple[Issuer, ...]:
 def open_journal(boot: Boot, clock: Clock, loop: asyncio.AbstractEventLoop) -> Journal:
     """Open this process's own audit log; one that died before it left its log as it was."""
     config = boot.config
-    signer = load_signer(Path(config.state_dir), config.name)
     writer = f"{boot.role}.{boot.run}"
-    origin = f"{config.name}/{boot.boot_id}/{writer}"
-    directory = Path(config.audit.directory) / f"{boot.boot_id}-{writer}"
-    return Journal.open(directory, origin=origin, signer=signer, clock=clock, loop=loop)
+
+    def draw_keys(origin: str) -> LogKeys:
+        # The deployment's key is read to vouch for a log's own keys, and not kept.
+        return LogKeys.draw(origin, load_signer(Path(config.state_dir), config.origin))
+
+    place = JournalPlace(
+        directory=Path(config.audit.directory) / f"{boot.boot_id}-{writer}",
+        origin=f"{config.origin}/{boot.boot_id}/{writer}",
+        draw_keys=draw_keys,
+        calls=config.limits.connections,
+        durability=Durability(config.audit.durability),
+    )
+    return Journal.open(place, clock=clock, loop=loop)
+
+
+def keeper_of(boot: Boot, clock: Clock, record: Record) -> Keeper:
+    """Return the keeper of this gateway's logs.
+
+    Raises:
+        ConfigurationError: The witnesses' policy cannot be used.
+    """
+    config, audit = boot.config, boot.config.audit
+    policy = None
+    if audit.witnesses:
+        try:
+            policy = Policy.from_text(Path(audit.witnesses).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError((f"{audit.witnesses}: {error}",)) from None
+    return Keeper(
+        Path(audit.directory),
+        load_signer(Path(config.state_dir), config.origin),
+        clock,
+        record=record,
+        policy=policy,
+        keep_seconds=audit.keep,
+    )
 
 
 def take_signals(stop: Callable[[str], None]) -> None:

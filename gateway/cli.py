@@ -12,12 +12,17 @@ from typing import NoReturn, TextIO
 import click
 
 from gateway import __version__
+from gateway.commands.audit import audit
+from gateway.commands.policy import policy
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="veklom")
 def main() -> None:
     """Governed execution of LLM calls with the customer's own provider keys."""
+
+
+main.add_command(audit)
 
 
 _CONFIG = click.option(
@@ -40,7 +45,7 @@ def serve(config_path: Path | None, *, dev: bool) -> None:
 
     path = config_path or default_config_path()
     try:
-        raise SystemExit(run(load_checked(path).config, path, dev=dev))
+        raise SystemExit(run(load_checked(path), path, dev=dev))
     except ConfigurationError as error:
         _fail(error.faults)
 
@@ -66,37 +71,6 @@ def check(config_path: Path | None) -> None:
         _fail(error.faults)
     for line in report:
         click.echo(line)
-
-
-@main.group()
-def audit() -> None:
-    """Verify what was recorded."""
-
-
-@audit.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--key", help="The trusted verification key, or a file that holds it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def verify(path: Path, key: str | None, *, as_json: bool) -> None:
-    """Verify the audit log at PATH, or every log below it.
-
-    Exit codes: 0 verified, 1 tampering, 2 incomplete, 3 usage.
-    """
-    from gateway.audit.verify import ExitCode, verify_path
-
-    try:
-        if key is not None and "+" not in key:
-            key = Path(key).read_text(encoding="ascii")
-        report = verify_path(path, key)
-    except (OSError, ValueError) as error:
-        click.echo(f"veklom audit verify: {error}", err=True)
-        raise SystemExit(ExitCode.USAGE) from None
-    if as_json:
-        click.echo(report.to_json())
-    else:
-        for line in report.to_lines():
-            click.echo(line)
-    raise SystemExit(report.exit_code)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})
@@ -204,6 +178,9 @@ def dev(  # noqa: PLR0913, PLR0917 - one argument for each option
         click.echo(ask("POST", f"{sessions}/dev/token", "", body)["token"])
     except (ClientError, KeyError) as error:
         _fail((f"no token: {error}; is a gateway running there with --dev?",))
+
+
+main.add_command(policy)
 
 
 def _fail(faults: tuple[str, ...]) -> NoReturn:

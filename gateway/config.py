@@ -17,13 +17,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.audit.durability import Durability
 from gateway.errors import GatewayError
 from gateway.hardening import Protection
 from gateway.identity.tokens import ALGORITHMS, Issuer, JwksSource
 from gateway.providers.catalogue import CATALOGUE
 from gateway.providers.provider import DIALECTS, Provider
-from keys.signing import is_key_name
+from keys.signing import Verifier, is_key_name
 from policies.document import DocumentError, Fault, Section, read_document
+from policies.known import Known
+from policies.request import ProviderFacts
 from policies.roles import ROLES, SECOND_FACTORS, Grant, StepUp
 
 BUNDLE = Path(__file__).resolve().parent.parent / "policies" / "bundle"
@@ -100,15 +103,31 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policies(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the policy files lie."""
+    """Where the policy files lie, who has to sign them, and what is tried beside them.
+
+    `watch` is how often they are looked at, in seconds; 0 for never.
+    """
 
     path: str
+    signed_by: str = ""
+    watch: float = 2.0
+    shadow: str = ""
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the audit logs are written."""
+    """Where the audit logs are written, and what a call waits for.
+
+    `durability` is `strict`, `bounded` or `async` (`gateway.audit.recorder`); `wait` is how long, in
+    seconds, a call waits for a record; `keep` is for how many seconds events are kept, 0 for ever;
+    `witnesses` is a C2SP tlog-policy file.
+    """
 
     directory: str
+    replica: str = ""
+    durability: str = "strict"
+    wait: float = 2.0
+    keep: float = 0.0
+    witnesses: str = ""
 
 
 class Custody(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +199,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str = ""
     request_stream_usage: bool = True
     private_addresses: bool = False
+    facts: ProviderFacts = ProviderFacts()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +221,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     logs: Logs
+
+    @property
+    def origin(self) -> str:
+        """Return the name of this gateway's anchor log and deployment key."""
+        return f"{self.name}/{self.audit.replica}" if self.audit.replica else self.name
 
 
 _PASSED_ON = re.compile(
@@ -306,8 +331,8 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         admin=_admin(top.section("admin"), {issuer.issuer for issuer in issuers}),
         jwks=sources,
         providers=_providers(top.section("providers"), paths),
-        policies=Policies(path=paths.read(policies, "path") or str(BUNDLE)),
-        audit=Audit(directory=environment.get("VEKLOM_AUDIT_DIR") or directory),
+        policies=_policies(policies, paths),
+        audit=_audit(audit, environment.get("VEKLOM_AUDIT_DIR") or directory, paths),
         custody=_custody(top.section("custody")),
         store=_store(top.section("store"), paths),
         sessions=_sessions(top.section("sessions")),
@@ -315,8 +340,6 @@ def draft_config(text: str, path: str, environment: Mapping[str, str]) -> Draft:
         timeouts=_timeouts(top.section("timeouts")),
         logs=_logs(top.section("logs")),
     )
-    policies.finish()
-    audit.finish()
     top.finish()
     return Draft(path=path, config=config, faults=tuple(faults), places=paths.places)
 
@@ -440,6 +463,16 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
         usage = inner.boolean("request_stream_usage", default=True)
         private_addresses = inner.boolean("private_addresses", default=False)
         ca_file = paths.read(inner, "ca_file")
+        facts = ProviderFacts(
+            dialect=dialect,
+            region=inner.string("region", ""),
+            baa=inner.boolean("baa", default=False),
+            phi=inner.boolean("phi", default=False),
+            zero_retention=inner.boolean("zero_retention", default=False),
+            no_training=inner.boolean("no_training", default=False),
+        )
+        if facts.phi and not facts.baa:
+            inner.fault("phi", "needs baa: true: without an agreement no PHI may be sent")
         if dialect in DIALECTS and base_url:
             try:
                 Provider.from_url(name, dialect, base_url, request_stream_usage=usage)
@@ -452,8 +485,41 @@ def _providers(section: Section, paths: _Paths) -> dict[str, ProviderConfig]:
             ca_file=ca_file,
             request_stream_usage=usage,
             private_addresses=private_addresses,
+            facts=facts,
         )
     return providers
+
+
+def _policies(section: Section, paths: _Paths) -> Policies:
+    signed_by = section.string("signed_by", "")
+    try:
+        if signed_by:
+            Verifier.from_vkey(signed_by)
+    except ValueError as error:
+        section.fault("signed_by", f"is no verification key: {error}")
+    policies = Policies(
+        path=paths.read(section, "path") or str(BUNDLE),
+        signed_by=signed_by,
+        watch=section.duration("watch", "2s"),
+        shadow=paths.read(section, "shadow"),
+    )
+    section.finish()
+    return policies
+
+
+def _audit(section: Section, directory: str, paths: _Paths) -> Audit:
+    audit = Audit(
+        directory=directory,
+        replica=section.string("replica", ""),
+        durability=section.choice("durability", list(Durability), Durability.STRICT),
+        wait=section.duration("wait", "2s"),
+        keep=section.duration("keep", "0s"),
+        witnesses=paths.read(section, "witnesses"),
+    )
+    if audit.replica and not is_key_name(audit.replica):
+        section.fault("replica", "must not hold spaces or '+'")
+    section.finish()
+    return audit
 
 
 def _custody(section: Section) -> Custody:
@@ -612,36 +678,24 @@ def providers_from(config: Config) -> tuple[Provider, ...]:
             request_stream_usage=each.request_stream_usage,
             ca_file=each.ca_file,
             private_addresses=each.private_addresses,
+            facts=each.facts,
         )
         for name, each in config.providers.items()
     )
 
 
-def read_policy_sources(path: str) -> list[tuple[str, str]]:
-    """Return path and text of every policy file: the one at `path`, or the `*.yaml` in it.
-
-    Raises:
-        ConfigurationError: There is none, or some cannot be read.
-    """
-    sources, unread = collect_policy_sources(path)
-    if unread:
-        raise ConfigurationError(tuple(unread))
-    return sources
-
-
-def collect_policy_sources(path: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return path and text of every policy file that can be read, and a sentence for each other."""
-    where = Path(path)
-    files = sorted(where.glob("*.yaml")) if where.is_dir() else [where]
-    if not files:
-        return [], [f"{path}: holds no *.yaml file; the policy would allow nothing"]
-    sources, unread = [], []
-    for file in files:
-        try:
-            sources.append((str(file), file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            unread.append(f"{file}: cannot be read: {why(error)}")
-    return sources, unread
+def known_to(config: Config) -> Known:
+    """Return what a policy may name under this configuration."""
+    tenants: set[str] | None = set()
+    for issuer in config.issuers:
+        named = {issuer.tenant} if issuer.tenant else set(issuer.tenants)
+        if tenants is not None:
+            # One issuer that may name any tenant is enough for every name to be possible.
+            tenants = tenants | named if named else None
+    return Known.of(
+        {name: each.facts for name, each in config.providers.items()},
+        tenants=tenants if config.issuers else None,
+    )
 
 
 def why(error: Exception) -> str:

@@ -27,12 +27,14 @@ from gateway.api.kills import FILE_NAME, KillFile, KillSwitch, from_shared, to_s
 from gateway.api.ledger import SessionLedger
 from gateway.api.operators import Operators
 from gateway.api.quiet import serve
+from gateway.api.receipts import Receipts
 from gateway.api.sessions import SessionsApi
 from gateway.audit.event import (
     ConfigurationLoaded,
     Event,
     KillsStanding,
     PolicyLoaded,
+    PolicyRefused,
     ProcessStarted,
     ProcessStopped,
     SessionsAdopted,
@@ -44,12 +46,13 @@ from gateway.boot import (
     Boot,
     Protections,
     issuers_of,
+    keeper_of,
     open_journal,
-    policy_set_of,
     protections_event,
     run_child,
     take_signals,
 )
+from gateway.bundles import Bundle
 from gateway.clock import SystemClock
 from gateway.config import ConfigurationError, providers_from, why
 from gateway.errors import Refused
@@ -58,7 +61,15 @@ from gateway.identity.dev_issuer import DEVELOPMENT_GRANTS, ISSUER, DevelopmentI
 from gateway.identity.jwks import JwksCache
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
-from gateway.leash import Leash, NewRelay, Order, Restarts, Retire
+from gateway.leash import (
+    Leash,
+    NewRelay,
+    Order,
+    PoliciesRefused,
+    Restarts,
+    Retire,
+    UsePolicies,
+)
 from gateway.relay import (
     UNASKED,
     Ack,
@@ -143,12 +154,11 @@ class Control:
         self._development = DevelopmentIssuer() if boot.is_dev else None
         self._identities = TokenVerifier(issuers_of(boot))
         self._jwks = JwksCache(boot.config.jwks, self._clock, self._on_keys)
-        self._deposit_keys = DepositKeys(
-            DepositKeyRing(boot.config.name),
-            load_signer(Path(boot.config.state_dir), boot.config.name),
-            self._clock,
-        )
+        signer = load_signer(Path(boot.config.state_dir), boot.config.origin)
+        self._deposit_keys = DepositKeys(DepositKeyRing(boot.config.name), signer, self._clock)
+        self._receipts = Receipts(Path(boot.config.audit.directory), signer, self._clock)
         self._journal = open_journal(boot, self._clock, loop)
+        self._keeper = keeper_of(boot, self._clock, self._record)
         self._kill_file = KillFile(Path(boot.config.state_dir) / FILE_NAME)
         try:
             self._kills = KillTable(self._kill_file.read())
@@ -187,6 +197,7 @@ class Control:
         self._has_started = boot.run > 1
         self._all_told: asyncio.Future[None] = loop.create_future()
         self._restarts: dict[str, int] = {}
+        self._policies_refused = False
         self._stopped: asyncio.Future[str] = loop.create_future()
         self._last_reason = ""
         self._leash = Leash(boot.leash, self._on_order, self._on_supervisor_lost)
@@ -243,8 +254,7 @@ class Control:
         await self._record(ConfigurationLoaded(digest=boot.config_digest, path=boot.config_path))
         for role, protections in self._protections.items():
             await self._record(protections_event(role, protections))
-        files = tuple(source.path for source in boot.policies)
-        await self._record(PolicyLoaded(digest=policy_set_of(boot).digest, files=files))
+        await self._record_policies(boot.bundle)
         if len(self._kills):
             standing = tuple(kill.kill_id for kill in self._kills.standing())
             await self._record(KillsStanding(kills=standing))
@@ -280,7 +290,11 @@ class Control:
         except AuditUnavailable:
             reason = "audit_unavailable"
         self._journal.close()
+        self._keeper.conclude()
         return 0 if reason in {"shutdown", "replaced"} else 1
+
+    async def _record_policies(self, bundle: Bundle) -> None:
+        await self._record(PolicyLoaded(digest=bundle.digest, files=bundle.files))
 
     async def _serve(self) -> list[web.AppRunner]:
         boot, listeners = self._boot, self._boot.config.listeners
@@ -296,6 +310,7 @@ class Control:
             clock=self._clock,
             development=self._development,
             deposit_keys=self._deposit_keys,
+            receipts=self._receipts,
             is_draining=self._is_ending,
         )
         operators = Operators(
@@ -355,6 +370,12 @@ class Control:
                 self._stop("replaced")
             case Restarts():
                 self._restarts = order.counts
+            case UsePolicies():
+                self._policies_refused = False
+                self._start(self._record_policies(order.bundle))
+            case PoliciesRefused():
+                self._policies_refused = True
+                self._start(self._record(PolicyRefused(faults=order.faults)))
 
     def _on_supervisor_lost(self) -> None:
         self._stop("supervisor_lost")
@@ -487,7 +508,11 @@ class Control:
                 durable.set_exception(error)
 
         self._journal.append(event, on_durable)
-        await durable
+        try:
+            async with asyncio.timeout(self._boot.config.audit.wait):
+                await durable
+        except TimeoutError:
+            raise AuditUnavailable("the disk is too slow") from None
 
     # --- identity ---
 
@@ -580,6 +605,7 @@ class Control:
             await asyncio.sleep(SWEEP_SECONDS)
             await self._close_due()
             self._deposit_keys.forget_expired()
+            self._journal.renew()
             self._record_counted()
 
     def _record_counted(self) -> None:
@@ -593,6 +619,7 @@ class Control:
 
     def _vital_work(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         yield "sweeper_died", self._sweep()
+        yield "keeper_died", self._keeper.run()
         if self._member is not None:
             yield "follower_died", self._member.follow()
 
@@ -629,6 +656,7 @@ class Control:
         gauges = {
             "sessions_open": float(len(self._store.held())),
             "workers_ready": float(self._workers.ready),
+            "policies_refused": float(self._policies_refused),
             "kills_standing": float(len(self._kills)),
             **({} if self._member is None else self._member.gauges),
         }

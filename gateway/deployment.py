@@ -7,40 +7,39 @@ log and waits for a restart.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from gateway.boot import PolicySource
-from gateway.config import Config, read_policy_sources
-from gateway.setup import load_checked
+from gateway.bundles import Bundle
+from gateway.config import Config
+from gateway.setup import Checked, load_checked
 
 NEEDS_RESTART: Final = ("name", "state_dir", "workers", "listeners", "audit", "store")
 """The fields of the configuration that a reload leaves alone."""
 
 
-class Deployment(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What processes are started from; every process of one deployment compiles the same bytes."""
+class Deployment(msgspec.Struct, kw_only=True, eq=False):
+    """What processes are started from; every process of one deployment compiles the same bytes.
+
+    Its `bundle` alone may be replaced while its processes run: they are told.
+    """
 
     config: Config
     config_path: Path
     config_digest: str
-    policies: tuple[PolicySource, ...]
+    bundle: Bundle
 
 
-def read_deployment(config: Config, path: Path) -> Deployment:
-    """Return the deployment of a checked configuration that was read from `path`.
-
-    Raises:
-        ConfigurationError: A policy file cannot be read any more.
-    """
-    sources = read_policy_sources(config.policies.path)
+def read_deployment(checked: Checked, path: Path) -> Deployment:
+    """Return the deployment of a configuration that was read from `path` and checked."""
     return Deployment(
-        config=config,
+        config=checked.config,
         config_path=path,
         config_digest="sha256:" + hashlib.sha256(path.read_bytes()).hexdigest(),
-        policies=tuple(PolicySource(where, text) for where, text in sources),
+        bundle=checked.bundle,
     )
 
 
@@ -50,8 +49,9 @@ def reload_deployment(running: Deployment) -> tuple[Deployment, tuple[str, ...]]
     Raises:
         ConfigurationError: It cannot be served; all faults are in it.
     """
-    fresh = load_checked(running.config_path).config
+    checked = load_checked(running.config_path)
+    fresh = checked.config
     held = {name: getattr(running.config, name) for name in NEEDS_RESTART}
     changed = tuple(name for name in NEEDS_RESTART if getattr(fresh, name) != held[name])
     config = msgspec.structs.replace(fresh, **held)
-    return read_deployment(config, running.config_path), changed
+    return read_deployment(replace(checked, config=config), running.config_path), changed

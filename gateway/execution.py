@@ -24,11 +24,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.audit.event import CallDenied, CallEnd, CallStart, UsageRecord
+from gateway.audit.event import CallDenied, CallEnd, CallStart, Facts, UsageRecord
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
 from gateway.clock import Clock
 from gateway.errors import Fault, Refused
+from gateway.identity.declarations import declared_labels, declared_purpose
 from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
 from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
@@ -37,10 +38,12 @@ from gateway.limits.estimates import expected_usage, priced, true_usage
 from gateway.limits.headers import degraded_header, rate_limit_headers
 from gateway.limits.reservation import Reservation
 from gateway.problems import problem_from
+from gateway.providers.bodies import MAX_NAME, checked_model
 from gateway.providers.dialect import BodyKind, Dialect
-from gateway.providers.headers import forwardable
+from gateway.providers.headers import changed_fields, forwardable
 from gateway.providers.multipart import MultipartScanner
 from gateway.providers.provider import Provider
+from gateway.providers.rewriting import rewrite
 from gateway.providers.routes import Route, RouteTable, TargetRefused
 from gateway.providers.stream_usage import request_usage
 from gateway.response import Header, ResponseGuard
@@ -66,8 +69,11 @@ from gateway.telemetry.metrics import CallMetrics
 from keys.region import Slot
 from policies.decision import Decision, Verdict
 from policies.engine import decide
+from policies.facts import to_record
 from policies.kills import KillTable
 from policies.limits import demands
+from policies.obligations import Obligations
+from policies.prices import PriceTable
 from policies.quota import NOTHING, QuotaStatus, Usage
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
@@ -79,8 +85,9 @@ class _Call:
     """What is known of one call so far; each step of the story fills in its part."""
 
     __slots__ = (
-        "asked", "began", "body", "call_id", "client_address", "decision", "dialect", "expected",
-        "inspect", "principal", "reservation", "route", "session", "statuses",
+        "asked", "began", "body", "call_id", "client_address", "decided_us", "decision", "dialect",
+        "expected", "facts", "inspect", "position", "prices", "principal", "reservation", "route",
+        "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -94,10 +101,23 @@ class _Call:
         self.asked: ModelCall | None = None
         self.body: bytes | None = None
         self.inspect: MultipartScanner | None = None
+        self.facts: Facts = {}
         self.decision: Decision | None = None
+        self.decided_us = 0
+        self.prices = PriceTable()
         self.expected = NOTHING
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
+        self.position = ""
+
+    def headers(self) -> list[Header]:
+        """Return what every answer about this call says: which it is, and where it is on record."""
+        fields = [(b"x-veklom-call", self.call_id.encode())]
+        if self.position:
+            fields.append((b"x-veklom-receipt", self.position.encode()))
+        if self.reservation is not None:
+            fields += degraded_header(self.reservation.notes)
+        return [*fields, *rate_limit_headers(self.statuses)]
 
 
 class _Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,13 +172,19 @@ class Execution:
         self._refusals = refusals
         self._clock = clock
 
+    def use(self, policy_set: PolicySet) -> None:
+        """Decide by another policy set from now on; calls that were decided go on as they were."""
+        self._policy_set = policy_set
+
     def run(self, head: RequestHead) -> Story:
         """Tell the story of one call, from its head to its last recorded word."""
         call = _Call(self._new_call_id(), self._clock.monotonic(), head.client_address)
         try:
             granted = yield from self._admit(call, head)
             start = self._start_event(call, granted)
-            yield Record(start)  # from here on a crash leaves a call without an end: `unclosed`
+            call.position = yield Record(
+                start
+            )  # from here on a crash leaves a call without an end: `unclosed`
         except Refused as refusal:
             yield from self._refuse(call, refusal)
             return
@@ -186,25 +212,38 @@ class Execution:
     def _admit(self, call: _Call, head: RequestHead) -> Generator[Command, Any, _Granted]:
         route = self._find_route(call, head)
         session, secret = yield from self._identify(call, head)
-        provider = route.provider
-        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
-        self._refuse_killed(session, lease, provider)
+        asked_of, lease = route.provider, None
+        if (
+            not self._policy_set.reroutes
+        ):  # then a call without a key is refused before its body is read
+            lease = self._lease(session, asked_of, secret)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
         request = AccessRequest(
             principal=principal,
             call=asked,
+            provider=route.provider.facts,
             client_address=head.client_address,
             session_id=session.record.session_id,
+            user_agent=head.header(b"user-agent").decode(errors="replace")[:MAX_NAME],
+            labels=declared_labels(head.headers),
+            purpose=declared_purpose(head.headers),
+            now=self._clock.now(),
         )
-        decision = call.decision = decide(self._policy_set, request)
+        policy_set = self._policy_set  # a reload may replace it; this call goes on with this one
+        decision = self._decide(call, policy_set, request)
         if decision.verdict is not Verdict.ALLOW:
             code = "policy_error" if decision.verdict is Verdict.ERROR else "policy_denied"
             raise Refused(code, decision.message, rules=decision.rules)
-        yield from self._reserve(call, request)
+        if decision.obligations is not None:
+            route = self._change(call, head, route, decision)
+            asked = decision.judged.call
+        if lease is None or route.provider is not asked_of:
+            lease = self._lease(session, route.provider, secret)
+        yield from self._reserve(call, policy_set, decision.judged)
         return _Granted(
             route=route,
-            dialect=provider.dialect,
+            dialect=route.provider.dialect,
             principal=principal,
             session=session,
             asked=asked,
@@ -212,9 +251,32 @@ class Execution:
             lease=lease,
         )
 
-    def _reserve(self, call: _Call, request: AccessRequest) -> Generator[Command, Any, None]:
-        policy_set = self._policy_set
-        asked = request.call
+    def _decide(self, call: _Call, policy_set: PolicySet, request: AccessRequest) -> Decision:
+        call.facts = to_record(request)
+        began = self._clock.monotonic()
+        decision = call.decision = decide(policy_set, request)
+        call.decided_us = int((self._clock.monotonic() - began) * 1e6)
+        if decision.would is not None:
+            self._metrics.observe_would(decision.would.verdict, decision.would.rules)
+        return decision
+
+    def _change(self, call: _Call, head: RequestHead, route: Route, decision: Decision) -> Route:
+        """Change the call as the policy obliges; return the route that it takes then."""
+        obligations, judged = decision.obligations, decision.judged.call
+        assert obligations is not None  # noqa: S101 - asked for by who has some
+        route = call.route = self._routes.changed(
+            route, head.method, head.target, provider=obligations.provider, model=obligations.model
+        )
+        if obligations.touch_body and call.body:
+            call.body = rewrite(route, call.body, obligations, judged)
+            judged = msgspec.structs.replace(judged, body_bytes=len(call.body))
+        call.asked = judged
+        return route
+
+    def _reserve(
+        self, call: _Call, policy_set: PolicySet, request: AccessRequest
+    ) -> Generator[Command, Any, None]:
+        asked, call.prices = request.call, policy_set.prices
         if policy_set.reckons:
             call.expected = expected_usage(asked, call.body, policy_set.prices)
         else:
@@ -254,6 +316,12 @@ class Execution:
         if b"?" in head.target and query_has_credential(head.target.partition(b"?")[2]):
             raise Refused("credential_in_url", "Send the session token in a header, not the URL.")
         return route
+
+    def _lease(self, session: Session, provider: Provider, secret: bytes) -> KeyLease:
+        """Return the right to use the session's key for a provider, unless an operator stopped it."""
+        lease = self._sessions.lease(session, provider.name, provider.origin, secret)
+        self._refuse_killed(session, lease, provider)
+        return lease
 
     def _refuse_killed(self, session: Session, lease: KeyLease, provider: Provider) -> None:
         kill = self._kills.find(
@@ -322,7 +390,7 @@ class Execution:
             content_type = head.header(b"content-type")
             model = ""
             if route.body is BodyKind.MULTIPART:
-                model = yield from self._peek_model(content_type)
+                model = checked_model((yield from self._peek_model(content_type)))
             # The rest is watched as it streams: another model in it breaks the call off.
             call.inspect = MultipartScanner(content_type, expected=model)
             asked = msgspec.structs.replace(dialect.read_call(route, None, length), model=model)
@@ -356,14 +424,11 @@ class Execution:
             if rewritten is not None:
                 call.body = rewritten
                 asks = True
-        extra = [(b"x-veklom-call", call.call_id.encode()), *rate_limit_headers(call.statuses)]
-        if call.reservation is not None:
-            extra += degraded_header(call.reservation.notes)
         return ResponseGuard(
             route=granted.route,
             asked=granted.asked,
             credential_bytes=granted.lease.credential_bytes,
-            extra_headers=extra,
+            extra_headers=call.headers(),
             blot=granted.lease.blot,
             removes_usage_event=asks,
         )
@@ -372,7 +437,7 @@ class Execution:
         self, call: _Call, granted: _Granted, head: RequestHead, guard: ResponseGuard
     ) -> Forward:
         provider, session, lease = granted.route.provider, granted.session, granted.lease
-        before, after = _upstream_head(head, granted.route, call.body)
+        before, after = _upstream_head(head, granted.route, call.body, granted.decision.obligations)
 
         def compose() -> Slot:
             # Once more: a kill may have come while the call waited for its body or its record.
@@ -408,7 +473,7 @@ class Execution:
     def _settle(self, call: _Call, usage: Usage = NOTHING) -> Usage:
         """Count what the call took, nothing where it went nowhere; return it with what it cost."""
         if call.asked is not None:
-            usage = priced(usage, call.asked, self._policy_set.prices)
+            usage = priced(usage, call.asked, call.prices)
         if call.reservation is not None:
             self._limiter.settle(call.reservation, usage)
         return usage
@@ -442,7 +507,7 @@ class Execution:
             if event.is_anonymous and not self._refusals.spend():
                 self._refusals.count(problem.code)
             else:
-                yield Record(event)
+                call.position = yield Record(event)
         except AuditUnavailable:
             # A denial stays a denial; what cannot be recorded on its own may yet be counted.
             self._metrics.observe_unrecorded_denial()
@@ -452,9 +517,7 @@ class Execution:
 
     def _answer(self, call: _Call, refusal: Refused) -> Answer:
         problem = problem_from(refusal, decision_id=call.call_id)
-        headers: list[Header] = [(b"x-veklom-call", call.call_id.encode())]
-        headers += rate_limit_headers(call.statuses)
-        return Answer(problem, call.dialect, headers)
+        return Answer(problem, call.dialect, call.headers())
 
     # what is written down
 
@@ -482,6 +545,10 @@ class Execution:
             credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
             limits=call.reservation.notes if call.reservation else (),
+            facts=call.facts,
+            changes=granted.decision.changes,
+            decided_us=call.decided_us,
+            **_would(granted.decision),
         )
 
     def _end_event(
@@ -521,6 +588,9 @@ class Execution:
             client_address=call.client_address,
             reasons=decision.reasons if decision else (),
             limit=refusal.limit,
+            facts=call.facts,
+            decided_us=call.decided_us,
+            **_would(decision),
         )
 
     def _observe(
@@ -558,19 +628,36 @@ _SENTENCES = {
 }
 
 
+def _would(decision: Decision | None) -> dict[str, Any]:
+    """Return what an event says of rules in shadow."""
+    if decision is None or decision.would is None:
+        return {}
+    would = decision.would
+    return {
+        "would": would.verdict.value,
+        "would_rules": would.rules,
+        "would_reasons": would.reasons + would.changes,
+    }
+
+
 def _is_same_caller(one: Principal, other: Principal) -> bool:
     return (
         one.issuer == other.issuer and one.subject == other.subject and one.tenant == other.tenant
     )
 
 
-def _upstream_head(head: RequestHead, route: Route, body: bytes | None) -> tuple[bytes, bytes]:
+def _upstream_head(
+    head: RequestHead, route: Route, body: bytes | None, obligations: Obligations | None
+) -> tuple[bytes, bytes]:
     """Return the upstream head up to the credential, and from there on."""
     provider = route.provider
     lines = [
         b"%b %b HTTP/1.1\r\nhost: %b" % (head.method, route.upstream_target, provider.authority)
     ]
-    lines += [b"%b: %b" % field for field in forwardable(provider.dialect, head.headers)]
+    fields = forwardable(provider.dialect, head.headers)
+    if obligations is not None:
+        fields = changed_fields(fields, obligations)
+    lines += [b"%b: %b" % field for field in fields]
     if body is None:
         length = head.content_length
         framing = b"content-length: %d" % length if length >= 0 else b"transfer-encoding: chunked"

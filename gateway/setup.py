@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.audit.durability import Durability
 from gateway.audit.keyfile import UnsafeKeyFile, load_or_create_seed
+from gateway.audit.trust import Policy
+from gateway.bundles import Bundle, BundleRefused, read_bundle
 from gateway.config import (
     Config,
     ConfigurationError,
     Draft,
     Listener,
-    collect_policy_sources,
+    known_to,
     read_draft,
     why,
 )
@@ -23,9 +26,9 @@ from gateway.identity.tokens import KeySet
 from gateway.passwords import read_password
 from gateway.store.connection import check_tls_files
 from gateway.tls import client_context, server_context
-from policies.document import DocumentError, Fault
+from policies.document import Fault
 from policies.quota import Budget
-from policies.rules import PolicySet, load_policy_set
+from policies.rules import PolicySet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Checked:
     """A configuration without faults, and the policy set that it names."""
 
     config: Config
+    bundle: Bundle
     policy_set: PolicySet
 
 
@@ -44,16 +48,14 @@ def load_checked(path: Path) -> Checked:
     """
     draft = read_draft(path)
     faults = [*draft.faults, *_file_faults(draft)]
-    policy_set = None
-    sources, unread = collect_policy_sources(draft.config.policies.path)
-    faults += [draft.fault("policies.path", f"names {sentence}") for sentence in unread]
     try:
-        policy_set = load_policy_set(sources, frozenset(draft.config.providers))
-    except DocumentError as error:
-        faults += error.faults
-    if faults or policy_set is None:
+        bundle, policy_set = read_bundle(draft.config.policies, known_to(draft.config))
+    except BundleRefused as error:
+        faults += [draft.fault("policies.path", f"names {sentence}") for sentence in error.unread]
+        raise ConfigurationError((*map(str, sorted(set(faults))), *error.others)) from None
+    if faults:
         raise ConfigurationError(tuple(map(str, sorted(set(faults)))))
-    return Checked(config=draft.config, policy_set=policy_set)
+    return Checked(config=draft.config, bundle=bundle, policy_set=policy_set)
 
 
 def check_deployment(path: Path) -> list[str]:
@@ -69,6 +71,13 @@ def check_deployment(path: Path) -> list[str]:
         f"{config.workers} workers",
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
+    lines.append(f"audit {config.audit.directory}: durability {config.audit.durability}")
+    if config.audit.durability != Durability.STRICT:
+        lines.append("warning: calls do not wait for their records; a crash may lose some")
+    if not config.audit.witnesses:
+        lines.append(
+            "warning: no witness sees the anchor log; who holds its key can cut all logs back"
+        )
     if not config.issuers:
         lines.append("warning: no issuer is configured; only `serve --dev` can open sessions")
     if not config.providers:
@@ -104,6 +113,11 @@ def _file_faults(draft: Draft) -> Iterator[Fault]:
                 KeySet.from_json(Path(source.file).read_bytes())
         except (OSError, ValueError) as error:
             yield draft.fault(f"issuers[{number}].jwks_file", _cannot(source.file, error))
+    if witnesses := config.audit.witnesses:
+        try:
+            Policy.from_text(Path(witnesses).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield draft.fault("audit.witnesses", _cannot(witnesses, error))
     yield from _store_faults(draft)
     if fault := descriptors_fault(config.limits):
         yield draft.fault("limits.connections", fault)

@@ -98,7 +98,9 @@ class Admit(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Resume when the event is durable; raise `AuditUnavailable` here if it cannot be."""
+    """Resume when the event is recorded, with its position `<origin>#<index>`; raise
+    `AuditUnavailable` here if it cannot be.
+    """  # noqa: D205 - one sentence
 
     event: CallStart | CallEnd | CallDenied
 
@@ -187,12 +189,12 @@ class Limiter(Protocol):
         """Count what the call took in place of what it had reserved; once, however often called."""
 
 
-class Journal(Protocol):
-    """The part of an audit journal that a driver needs to serve `Record`."""
+class Recorder(Protocol):
+    """The part of an audit recorder that a driver needs to serve `Record`."""
 
     def append(
         self,
         event: CallStart | CallEnd | CallDenied,
-        on_durable: Callable[[AuditUnavailable | None], None] | None = None,
-    ) -> int:
-        """Queue one event."""
+        on_durable: Callable[[AuditUnavailable | None], None],
+    ) -> str:
+        """Record one event; return its position."""

@@ -8,6 +8,8 @@ Laws of this file:
 - a child that dies is started again after a pause (`gateway.restarts`), and the others go on;
 - a reload replaces workers one by one, each only once its successor serves, and then control; no
   listening socket ever closes meanwhile;
+- policies that change are compiled, tested, and handed to every process; none is replaced for them,
+  and where they are wrong those in force stay;
 - a new deployment whose first process does not come to serve is given up for the one before it;
 - a child that cannot be started, for its configuration or time and again, ends the gateway;
 - with the supervisor everything ends: the leashes break.
@@ -24,14 +26,25 @@ from pathlib import Path
 
 from gateway.audit.keyfile import UnsafeKeyFile, load_signer
 from gateway.boot import EXIT_CONFIGURATION, Boot, write_boot
+from gateway.bundles import fresh_bundle, stamp_of
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigurationError, child_environment
 from gateway.deployment import Deployment, read_deployment, reload_deployment
 from gateway.descriptors import raise_descriptor_limit
 from gateway.hardening import WIPING_ENVIRONMENT, ProtectionMissing, demand, harden, to_reasons
-from gateway.leash import Holder, NewRelay, Restarts, Retire
+from gateway.leash import (
+    Holder,
+    LookAtPolicies,
+    NewRelay,
+    PoliciesRefused,
+    Restarts,
+    Retire,
+    Serving,
+    UsePolicies,
+)
 from gateway.listening import Listening
 from gateway.restarts import BackOff
+from gateway.setup import Checked
 from gateway.telemetry.logs import configure_logs, get_log
 from keys.boot_secrets import BootSecrets
 
@@ -44,6 +57,9 @@ KILL_AFTER_SECONDS = 5.0
 
 START_SECONDS = 30.0
 """How long a child may take to serve before it is killed; keys are fetched for 10 at most."""
+
+MAX_TOLD_FAULTS = 16
+"""Of refused policies that are recorded; the operational log holds all."""
 
 LOOK_AGAIN_SECONDS = 1.0
 """How long a word of a child that starts may wait, should its signal go astray."""
@@ -105,6 +121,9 @@ class Supervisor:
         self._control = _Post("control", None)
         self._children: list[_Child] = []
         self._restarts = {"control": 0, "worker": 0}
+        self._look_at = self._clock.monotonic()
+        self._used_stamp = self._last_stamp = stamp_of(config)
+        self._refused: PoliciesRefused | None = None
 
     def run(self) -> int:
         """Start everything, keep it running until told to stop; return an exit code."""
@@ -123,6 +142,7 @@ class Supervisor:
                     self._reload()
                 self._hear()
                 self._reap()
+                self._watch_policies()
         except _GiveUp:
             self._stop()
             return 1
@@ -136,6 +156,8 @@ class Supervisor:
         due += [child.kill_at for child in self._children if child.kill_at is not None]
         if not all(child.is_serving for child in self._children):
             due.append(now + LOOK_AGAIN_SECONDS)
+        if self._deployment.config.policies.watch:
+            due.append(self._look_at)
         if not due:
             return signal.sigwaitinfo(_SIGNALS).si_signo
         found = signal.sigtimedwait(_SIGNALS, max(0.0, min(due) - now))
@@ -147,10 +169,52 @@ class Supervisor:
 
     def _hear(self) -> None:
         for child in self._children:
-            if not child.is_serving and child.leash.hears_serving():
-                child.is_serving = True
-                if not child.is_retiring:
-                    child.kill_at = None
+            for word in child.leash.words():
+                match word:
+                    case Serving() if not child.is_serving:
+                        child.is_serving = True
+                        if not child.is_retiring:
+                            child.kill_at = None
+                    case LookAtPolicies():
+                        self._reload_policies()
+                    case _:
+                        pass
+
+    # --- policies, which need no other process ---
+
+    def _watch_policies(self) -> None:
+        """Look whether policy files have changed, and have stood still since the last look."""
+        now, every = self._clock.monotonic(), self._deployment.config.policies.watch
+        if not every or now < self._look_at:
+            return
+        self._look_at = now + every
+        stamp = stamp_of(self._deployment.config)
+        is_still, self._last_stamp = stamp == self._last_stamp, stamp
+        if is_still and stamp != self._used_stamp:
+            self._reload_policies()
+
+    def _reload_policies(self) -> None:
+        """Give every process the policies that lie there now; keep those in force where they are wrong."""
+        deployment = self._deployment
+        self._used_stamp = stamp_of(deployment.config)
+        try:
+            bundle = fresh_bundle(deployment.config)
+        except ConfigurationError as error:
+            log.error("policies.refused", faults=list(error.faults))
+            self._tell_of_policies(PoliciesRefused(faults=error.faults[:MAX_TOLD_FAULTS]))
+            return
+        if bundle == deployment.bundle and self._refused is None:
+            return
+        deployment.bundle = bundle
+        log.info("policies.loaded", policy=bundle.digest)
+        self._tell_of_policies(UsePolicies(bundle=bundle))
+
+    def _tell_of_policies(self, order: UsePolicies | PoliciesRefused) -> None:
+        self._refused = order if isinstance(order, PoliciesRefused) else None
+        for child in self._children:
+            # A child of another deployment is being replaced; these policies may name what it lacks.
+            if child.deployment is self._deployment and not child.leash.order(order):
+                child.process.kill()
 
     # --- every role filled by the current deployment ---
 
@@ -215,6 +279,8 @@ class Supervisor:
             log.warning("reload.needs_restart", fields=list(kept))
         log.info("reload.begun")
         self._deployment = fresh
+        self._used_stamp = self._last_stamp = stamp_of(fresh.config)
+        self._refused = None
 
     # --- starting ---
 
@@ -238,7 +304,7 @@ class Supervisor:
             is_dev=self._is_dev,
             config_digest=deployment.config_digest,
             config_path=str(deployment.config_path),
-            policies=deployment.policies,
+            bundle=deployment.bundle,
             listeners={name: sock.fileno() for name, sock in listeners.items()},
             addresses=listening.addresses,
             secrets=self._secrets,
@@ -261,6 +327,8 @@ class Supervisor:
         self._children.append(child)
         if post.worker is None:
             leash.order(Restarts(counts=self._restarts))
+            if self._refused is not None:
+                leash.order(self._refused)
         for peer in peers:
             self._connect(child, peer)
         return child
@@ -348,7 +416,7 @@ def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
     Return what protects this process, with the reason where it does not hold.
     """
     raise_descriptor_limit()
-    signer = load_signer(Path(config.state_dir), config.name)
+    signer = load_signer(Path(config.state_dir), config.origin)
     directory = Path(config.audit.directory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "vkey").write_text(signer.vkey + "\n")
@@ -357,17 +425,18 @@ def _prepare(config: Config, *, is_dev: bool) -> dict[str, str]:
     return to_reasons(findings)
 
 
-def serve(config: Config, config_path: Path, *, dev: bool = False) -> int:
+def serve(checked: Checked, config_path: Path, *, dev: bool = False) -> int:
     """Run a gateway until it is told to stop; return the exit code.
 
     Raises:
         ConfigurationError: A folder cannot be used, a port is in use, a development gateway is not
             on loopback, there are too few descriptors, or a required protection does not hold.
     """
+    config = checked.config
     configure_logs(config.logs.format, config.logs.level, "supervisor")
     if dev and not config.listeners.sessions.is_loopback:
         raise ConfigurationError(("--dev: listeners.sessions must be a loopback address",))
-    deployment = read_deployment(config, config_path)
+    deployment = read_deployment(checked, config_path)
     try:
         protections = _prepare(config, is_dev=dev)
     except (ProtectionMissing, UnsafeKeyFile, OSError) as error:

@@ -16,32 +16,41 @@ import asyncio
 import gc
 import json
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
 import uvloop
 
 import gateway
-from gateway.audit.event import LimitsStoreChanged, LimitWarned, ProcessStarted, ProcessStopped
+from gateway.audit.durability import Durability
+from gateway.audit.event import (
+    LimitsStoreChanged,
+    LimitWarned,
+    PolicyLoaded,
+    ProcessStarted,
+    ProcessStopped,
+)
 from gateway.audit.journal import AuditUnavailable, Journal
+from gateway.audit.recorder import Recorder
 from gateway.audit.refusals import RefusalBudget
 from gateway.boot import (
     Boot,
     Protections,
     issuers_of,
     open_journal,
-    policy_set_of,
     protections_event,
     run_child,
     take_signals,
 )
+from gateway.bundles import Bundle
 from gateway.clock import SystemClock
-from gateway.config import Config, ConfigurationError, providers_from
+from gateway.config import Config, ConfigurationError, known_to, providers_from
 from gateway.execution import BodyLimits, Execution
 from gateway.identity.session_tokens import SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
-from gateway.leash import Leash, NewRelay, Order, Retire
+from gateway.leash import Leash, NewRelay, Order, PoliciesRefused, Retire, UsePolicies
 from gateway.limiting import open_limiter
 from gateway.limits.memory_store import MemoryLimiter
 from gateway.limits.redis_store import RedisLimiter
@@ -82,6 +91,7 @@ from keys.boot_secrets import BootSecrets
 from keys.region import SecretRegion
 from keys.vault import SessionVault
 from keys.wrapping import Wrapping
+from policies.document import DocumentError
 from policies.kills import Kill, KillTable, Scope
 
 TOUCH_SECONDS = 1.0
@@ -125,8 +135,11 @@ class Worker:
         self._proxy: Proxy | None = None
         self._is_listening = False
         self._journal: Journal | None = None
+        self._recorder: Recorder | None = None
         self._session_key: bytes | None = None
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bundle = boot.bundle
+        self._compiling = asyncio.Lock()
         self._may_serve: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[str] = loop.create_future()
         self._orphaned: asyncio.Future[None] = loop.create_future()
@@ -138,6 +151,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         take_signals(self._stop)
         journal = self._journal = open_journal(boot, self._clock, loop)
+        audit = boot.config.audit
+        self._recorder = Recorder(journal, Durability(audit.durability), audit.wait, self._clock)
         journal.append(ProcessStarted(role=boot.role, run=boot.run, version=gateway.__version__))
         journal.append(protections_event(boot.role, self._protections))
         either: list[asyncio.Future[Any]] = [self._may_serve, self._stopped]
@@ -168,7 +183,7 @@ class Worker:
     async def _listen(self) -> None:
         boot, config = self._boot, self._boot.config
         providers = providers_from(config)
-        assert self._journal is not None  # noqa: S101 - opened before anything else
+        assert self._recorder is not None  # noqa: S101 - opened before anything else
         try:
             tls = {p.name: client_context(p.ca_file) for p in providers if p.is_tls}
             context = server_context(config.listeners.proxy)
@@ -179,7 +194,7 @@ class Worker:
             raise ConfigurationError((f"certificates: {error}",)) from None
         self._proxy = Proxy(
             execution=self._execution(providers),
-            journal=self._journal,
+            recorder=self._recorder,
             pool=Pool(
                 clock=self._clock,
                 tls=tls,
@@ -232,7 +247,7 @@ class Worker:
             identities=self._identities,
             session_tokens=SessionTokenVerifier(self._session_key, config.name),
             sessions=self._sessions,
-            policy_set=policy_set_of(self._boot),
+            policy_set=self._bundle.compile(known_to(config)),
             limiter=self._limiter,
             kills=self._kills,
             limits=BodyLimits(
@@ -249,13 +264,39 @@ class Worker:
         match order:
             case NewRelay():
                 for end in sockets:
-                    task = asyncio.get_running_loop().create_task(self._meet_control(end))
-                    self._connecting.add(task)
-                    task.add_done_callback(self._connecting.discard)
+                    self._start(self._meet_control(end))
             case Retire():
                 self._stop("replaced")
+            case UsePolicies():
+                self._bundle = order.bundle
+                self._start(self._use_policies(order.bundle))
+            case PoliciesRefused():
+                pass  # control has it recorded
             case _:
                 self._stop("leash_confused")
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _use_policies(self, bundle: Bundle) -> None:
+        """Decide by another bundle, compiled beside the calls that go on meanwhile."""
+        async with self._compiling:
+            if bundle is not self._bundle or self._proxy is None:
+                return  # a later one has come, or serving begins with this one
+            known = known_to(self._boot.config)
+            try:
+                policy_set = await asyncio.to_thread(bundle.compile, known)
+            except DocumentError as error:  # the supervisor compiled the same bytes: a defect
+                log.error("policies.refused", error=str(error))
+                return
+            self._proxy.execution.use(policy_set)
+        if self._journal is not None:
+            with suppress(
+                AuditUnavailable
+            ):  # a call that cannot be recorded is not forwarded either
+                self._journal.append(PolicyLoaded(digest=bundle.digest, files=bundle.files))
 
     def _on_supervisor_lost(self) -> None:
         self._orphaned.set_result(None)
@@ -413,6 +454,8 @@ class Worker:
                 "audit_durable_events": journal.durable_events if journal else 0,
                 "audit_failed": int(journal.has_failed) if journal else 0,
                 **self._limiter.gauges,
+                "audit_short": int(journal.is_short) if journal else 0,
+                "audit_lost_events": self._recorder.lost if self._recorder else 0,
             }
         )
 
@@ -429,6 +472,8 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TOUCH_SECONDS)
+            if self._recorder is not None:
+                self._recorder.tick()
             self._record_counted()
             if isinstance(self._limiter, RedisLimiter):
                 self._limiter.tick()

@@ -32,10 +32,13 @@ _SCALARS = frozenset(
 )  # the library knows dates, which YAML 1.2 does not; they are read as text
 _NULLS = frozenset({"", "~", "null"})
 _BOOLS = frozenset({"true", "false"})
+_NO_TABS = "; indent with spaces"
 _DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+DURATION_UNITS: Final = tuple(_SECONDS)
+SIZE_UNITS: Final = tuple(_BYTES)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -104,7 +107,8 @@ def read_document(text: str, path: str) -> Value:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise DocumentError([Fault(path, line, column, error.problem or "not YAML")]) from None
+        problem = (error.problem or "not YAML") + (_NO_TABS if "'\\t'" in str(error) else "")
+        raise DocumentError([Fault(path, line, column, problem)]) from None
     except ReaderError as error:
         before = text[: error.position]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
@@ -281,9 +285,12 @@ class Section:
 
     def choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str:
         """Return one of a closed set of words."""
+        if default is None and self.value(key) is None:
+            self.fault(key, f"is required: one of {', '.join(choices)}")
+            return ""
         text = self.string(key, default)
         if text not in choices and (key in self._values or default is not None):
-            self.fault(key, f"must be one of {', '.join(choices)}{_nearest(text, choices)}")
+            self.fault(key, f"must be one of {', '.join(choices)}{nearest(text, choices)}")
         return text
 
     def duration(self, key: str, default: str) -> float:
@@ -322,7 +329,7 @@ class Section:
             else:
                 self.fault_at(item, f"{self._label(key)} must hold texts, not {item.kind}")
         if not items:
-            self.fault(key, "must not be empty")
+            self.fault(key, "must not be empty; give at least one text, or leave it out")
         return tuple(texts)
 
     def section(self, key: str) -> "Section":
@@ -348,11 +355,12 @@ class Section:
         """Note every key that nobody asked for."""
         for key, value in self._values.items():
             if key not in self._asked:
-                hint = _nearest(key, sorted(self._asked))
+                hint = nearest(key, sorted(self._asked))
                 where = f" in {self.name}" if self.name else ""
                 self.fault_at(value, f"unknown key {key!r}{where}{hint}")
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return a hint at the known word that this may have been meant for, or nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

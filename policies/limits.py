@@ -26,8 +26,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from policies.calendar import Calendar, Period
-from policies.conditions import Condition, read_match
+from policies.conditions import Condition, read_conditions, reads_of
 from policies.document import Section
+from policies.known import Known
 from policies.quota import (
     MAX_PER_SECOND,
     MAX_QUOTA,
@@ -107,6 +108,13 @@ class Limit:
     on_store_error: OnStoreError = OnStoreError.LOCAL
     is_shadow: bool = False
     allows_unpriced: bool = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Return the facts that the limit depends on."""
+        conditions = [self.match, *[override.match for override in self.overrides]]
+        facts = frozenset().union(*map(reads_of, conditions)) | ({"model"} & set(self.key))
+        return facts | {"model", "max_tokens"} if self.reckons else facts
 
     @property
     def reckons(self) -> bool:
@@ -189,8 +197,8 @@ def _unpriced(limit: Limit, budget: Budget) -> QuotaStatus:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[str]]:
-    """Return the limit that a section describes and the facts it reads, noting faults in it."""
+def read_limit(section: Section, known: Known) -> Limit:
+    """Return the limit that a section describes, noting faults in it."""
     name = section.string("name")
     if name and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         section.fault("name", "must be 1 to 64 of a-z, 0-9, '.', '_' and '-'")
@@ -201,19 +209,13 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
         if part not in KEY_PARTS:
             section.fault("key", f"holds {part!r}; parts are {', '.join(KEY_PARTS)}")
     match: list[Condition] = []
-    facts: set[str] = {"model"} if "model" in key else set()
     if "match" in section:
-        match, more = read_match(section.section("match"), providers)
-        facts |= more
+        match = read_conditions(section.section("match"), known)
     kinds = [kind for kind in _KINDS if kind in section]
     if len(kinds) != 1:
         section.fault(kinds[-1] if kinds else "", f"one kind is needed: {', '.join(_KINDS)}")
     measure = _READERS[kinds[0]](section.section(kinds[0])) if kinds else _NONE
-    overrides = []
-    for each in section.sections("overrides"):
-        override, more = _read_override(each, providers, kinds)
-        overrides.append(override)
-        facts |= more
+    overrides = [_read_override(each, known, kinds) for each in section.sections("overrides")]
     is_money = isinstance(measure, Budget) and measure.meter.unit is Unit.MONEY
     choices = [choice.value for choice in OnStoreError]
     usual = OnStoreError.DENY if isinstance(measure, Budget) else OnStoreError.LOCAL
@@ -223,7 +225,7 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
         section.fault("on_unknown_price", "belongs to budgets in USD")
     mode = section.choice("mode", ["enforce", "shadow"], "enforce")
     section.finish()
-    limit = Limit(
+    return Limit(
         name=name,
         key=key,
         match=tuple(match),
@@ -233,22 +235,19 @@ def read_limit(section: Section, providers: frozenset[str]) -> tuple[Limit, set[
         is_shadow=mode == "shadow",
         allows_unpriced=unpriced == "allow",
     )
-    return limit, facts | ({"model", "max_tokens"} if limit.reckons else set())
 
 
-def _read_override(
-    section: Section, providers: frozenset[str], kinds: Sequence[str]
-) -> tuple[Override, set[str]]:
+def _read_override(section: Section, known: Known, kinds: Sequence[str]) -> Override:
     if section.value("match") is None:
         section.fault("match", "is required: for whom are these figures?")
-    match, facts = read_match(section.section("match"), providers)
+    match = read_conditions(section.section("match"), known)
     measure: Measure = _NONE
     if kinds and kinds[0] in section:
         measure = _READERS[kinds[0]](section.section(kinds[0]))
     elif kinds:
         section.fault(kinds[0], "is required: an override has the limit's own kind")
     section.finish()
-    return Override(match=tuple(match), measure=measure), facts
+    return Override(match=tuple(match), measure=measure)
 
 
 def _is_reckoned(measure: Measure) -> bool:

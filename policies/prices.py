@@ -16,6 +16,7 @@ import msgspec
 
 from policies.conditions import globs
 from policies.document import Section
+from policies.known import Known
 from policies.quota import Usage
 
 MAX_KNOWN: Final = 4096
@@ -83,10 +84,10 @@ def _vagueness(row: PriceRow) -> tuple[bool, int]:
     return bool(re.search(r"[*?\[]", row.model)), -len(row.model)
 
 
-def read_price(section: Section, providers: frozenset[str]) -> PriceRow:
+def read_price(section: Section, known: Known) -> PriceRow:
     """Return the row that a section describes, noting faults in it."""
     provider, model = section.string("provider"), section.string("model")
-    if provider and provider not in providers:
+    if provider and provider not in known.providers:
         section.fault("provider", f"{provider!r} is not configured")
     read, written = _price(section, "input"), _price(section, "output", "0")
     price = Price(

@@ -47,8 +47,9 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     """What the call asks for, read from its path and body.
 
     `max_tokens` is -1 where the caller set none; `body_bytes` is -1 where the length is not known
-    before the body has been streamed. `is_parsed` is false where the operation has a body that
-    could not be read as its dialect says.
+    before the body has been streamed. `server_tools` are those of `tools` that the provider runs
+    itself. `is_parsed` is false where the operation has a body that could not be read as its
+    dialect says.
     """
 
     provider: str
@@ -57,14 +58,37 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     max_tokens: int = -1
     tools: tuple[str, ...] = ()
+    server_tools: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    generates: bool = False
+    store: bool = False
     body_bytes: int = 0
     is_parsed: bool = True
 
 
+class ProviderFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator vouches for about a provider; what is not said is not so."""
+
+    dialect: str = ""
+    region: str = ""
+    baa: bool = False
+    phi: bool = False
+    zero_retention: bool = False
+    no_training: bool = False
+
+
 class AccessRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One question: this principal, this call, from this address in this session."""
+    """One question: this principal, this call, to this provider, in these circumstances.
+
+    `now` is seconds since the epoch; `labels` and `purpose` are what the caller declares.
+    """
 
     principal: Principal
     call: ModelCall
+    provider: ProviderFacts = ProviderFacts()
     client_address: str = ""
     session_id: str = ""
+    user_agent: str = ""
+    labels: frozenset[str] = frozenset()
+    purpose: str = ""
+    now: float = 0.0

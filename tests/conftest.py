@@ -18,6 +18,12 @@ from tests.simulators.provider import Provider
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("timeless")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--long`: the crash suite runs thousands of times."""
+    parser.addoption("--long", action="store_true", help="run the crash suite thousands of times")
+
+
 KEY = "sk-planted-5f1d7c0e9b8a4f6d-key-of-the-customer"
 
 

@@ -10,6 +10,7 @@ from gateway.api.deposit_keys import DepositKeys
 from gateway.api.deposits import MAX_BODY_BYTES, read_open_request, read_rotate_request
 from gateway.api.ledger import Recorder, SessionLedger, wipe
 from gateway.api.quiet import body_of, presented, problems
+from gateway.api.receipts import Receipts
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable
 from gateway.audit.refusals import RefusalBudget
@@ -54,6 +55,7 @@ class SessionsApi:
         sessions_url: str,
         clock: Clock,
         deposit_keys: DepositKeys,
+        receipts: Receipts,
         development: DevelopmentIssuer | None,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -67,6 +69,7 @@ class SessionsApi:
         self._sessions_url = sessions_url
         self._clock = clock
         self._deposit_keys = deposit_keys
+        self._receipts = receipts
         self._development = development
         self._is_draining = is_draining
 
@@ -85,6 +88,7 @@ class SessionsApi:
                 web.get("/.well-known/veklom-hpke", self.published_keys),
             ]
         )
+        app.add_routes(self._receipts.routes(self._caller))
         if self._development is not None:
             app.add_routes([web.post("/dev/token", self.development_token)])
         return app
@@ -207,7 +211,8 @@ class SessionsApi:
             raise Refused(
                 "audit_unavailable", "The session is closed, but that could not be recorded."
             ) from None
-        return web.json_response({"session_id": session_id, "cut_calls": cut})
+        receipt = self._receipts.of_session(session_id, principal, cut)
+        return web.json_response({"session_id": session_id, "cut_calls": cut, "receipt": receipt})
 
     async def development_token(self, request: web.Request) -> web.Response:
         """Mint a development identity."""

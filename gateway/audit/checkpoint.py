@@ -1,11 +1,11 @@
-"""A signed tree head in the form of C2SP tlog-checkpoint: origin, size, root, signature. No I/O."""
+"""A signed tree head in the form of C2SP tlog-checkpoint: origin, size, root, signatures. No I/O."""
 
 import base64
 import binascii
 from dataclasses import dataclass
 from typing import Self
 
-from keys.signing import Signer, Verifier
+from keys.signing import Note, Signer, Verifier
 
 
 class MalformedCheckpoint(ValueError):
@@ -36,13 +36,31 @@ class Checkpoint:
             BadSignature: The key did not sign it.
             MalformedCheckpoint: It is signed, but is no checkpoint in canonical form.
         """
-        text = verifier.open_note(note)
+        return cls.from_text(verifier.open_note(note))
+
+    @classmethod
+    def claimed_by(cls, note: str) -> Self:
+        """Return what a note says whose signatures nobody has looked at yet.
+
+        Raises:
+            BadSignature: It is no note.
+            MalformedCheckpoint: It is no checkpoint in canonical form.
+        """
+        return cls.from_text(Note.from_text(note).text)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Return the checkpoint of a note's text.
+
+        Raises:
+            MalformedCheckpoint: It is none in canonical form.
+        """
         lines = text.split("\n")
         if len(lines) != 4 or not lines[1].isascii() or not lines[1].isdigit():
             raise MalformedCheckpoint("not three lines of origin, size and root")
         try:
             root = base64.b64decode(lines[2], validate=True)
-        except binascii.Error:
+        except (binascii.Error, ValueError):
             raise MalformedCheckpoint("the root is not base64") from None
         checkpoint = cls(lines[0], int(lines[1]), root)
         if checkpoint.to_text() != text or len(root) != 32:

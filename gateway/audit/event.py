@@ -21,6 +21,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
         """Whether it is about a caller whom nobody could identify."""
         return False
 
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it must still be said when nothing new may begin: room for it is kept."""
+        return False
+
+
+Facts = dict[str, str | int | bool | list[str]]
+"""What rules were asked about, as `policies.facts` writes it down: enough to decide again."""
+
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens as the provider counted them (`source` is `provider`), or about how many they were where
@@ -52,6 +61,9 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
 
     `limits` are those that did not simply count it: `name:shadow` would have refused it, and
     `name:local` and `name:allow` could not be asked of their store.
+
+    `facts` are what was asked, `model` and `max_tokens` what is sent, `changes` say by which rule
+    the two differ. `would` is what rules in shadow would have decided, where that is something else.
     """
 
     call: str
@@ -72,6 +84,12 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
     credential: str
     upstream: str
     limits: tuple[str, ...] = ()
+    facts: Facts = {}
+    changes: tuple[str, ...] = ()
+    would: str = ""
+    would_rules: tuple[str, ...] = ()
+    would_reasons: tuple[str, ...] = ()
+    decided_us: int = 0
 
 
 class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
@@ -94,9 +112,28 @@ class CallEnd(Event, frozen=True, kw_only=True, tag="call.end"):
     first_byte_us: int
     total_us: int
 
+    @property
+    def is_reserved(self) -> bool:
+        """A call that began must be said to have ended."""
+        return True
+
+
+class CallUnclosed(Event, frozen=True, kw_only=True, tag="call.unclosed"):
+    """A call began whose end nobody recorded: the process that carried it died. `log` and `start` are
+    where its `call.start` is. What its provider and caller saw is not known.
+    """  # noqa: D205 - one sentence about a death
+
+    call: str
+    tenant: str
+    log: str
+    start: int
+
 
 class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
-    """A call was refused; fields that were not known yet are empty. `limit` is the one it met."""
+    """A call was refused; fields that were not known yet are empty, `facts` before the decision.
+
+    `limit` is the one it met.
+    """
 
     call: str
     tenant: str
@@ -113,6 +150,11 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     client_address: str
     reasons: tuple[str, ...]
     limit: str = ""
+    facts: Facts = {}
+    would: str = ""
+    would_rules: tuple[str, ...] = ()
+    would_reasons: tuple[str, ...] = ()
+    decided_us: int = 0
 
     @property
     def is_anonymous(self) -> bool:
@@ -197,6 +239,11 @@ class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
     subject: str
     reason: str
     cut_calls: int
+
+    @property
+    def is_reserved(self) -> bool:
+        """Keys that are gone must be said to be gone."""
+        return True
 
 
 class SessionsAdopted(Event, frozen=True, kw_only=True, tag="sessions.adopted"):
@@ -327,6 +374,12 @@ class PolicyLoaded(Event, frozen=True, kw_only=True, tag="policy.loaded"):
     files: tuple[str, ...]
 
 
+class PolicyRefused(Event, frozen=True, kw_only=True, tag="policy.refused"):
+    """Changed policies could not be used, for the first of what is wrong; those in force stay."""
+
+    faults: tuple[str, ...]
+
+
 class ProcessStarted(Event, frozen=True, kw_only=True, tag="process.started"):
     """A process began: the `run`-th of its role since the gateway started."""
 
@@ -351,9 +404,16 @@ class ProtectionsChecked(Event, frozen=True, kw_only=True, tag="custody.checked"
 
 
 class LogOpened(Event, frozen=True, kw_only=True, tag="log.opened"):
-    """The first event of every log: the key that signs it."""
+    """The first event of every log: the key that signs it, and the one that says when."""
 
     vkey: str
+    clock: str
+    durability: str
+
+    @property
+    def is_reserved(self) -> bool:
+        """A log without its first event would be none."""
+        return True
 
 
 class LogSealed(Event, frozen=True, kw_only=True, tag="log.sealed"):
@@ -363,3 +423,71 @@ class LogSealed(Event, frozen=True, kw_only=True, tag="log.sealed"):
     """
 
     checkpoints: int
+
+
+class LogGap(Event, frozen=True, kw_only=True, tag="log.gap"):
+    """Events were lost: those of a log that failed, whose first `durable` events are on the disk, or
+    of this one, where the mode `async` let calls pass that could not be recorded.
+    """  # noqa: D205 - one sentence about a loss
+
+    log: str
+    durable: int
+    lost: int
+    reason: str
+
+    @property
+    def is_reserved(self) -> bool:
+        """What was lost is owned up to on whatever disk is left."""
+        return True
+
+
+class LogRecovered(Event, frozen=True, kw_only=True, tag="log.recovered"):
+    """A log whose writer died, as it was found: so many whole events, with this root (base64), and
+    behind them `torn` bytes of a line that was never acknowledged.
+    """  # noqa: D205 - one sentence about a death
+
+    log: str
+    size: int
+    root: str
+    torn: int
+
+
+class LogAnchored(Event, frozen=True, kw_only=True, tag="log.anchored"):
+    """A checkpoint of another log of this deployment, as its note stands, and who vouches for its key.
+
+    Written to the deployment's anchor log, so that no log can be cut back or taken away unseen.
+    """
+
+    log: str
+    size: int
+    note: str
+
+
+class AnchorChecked(Event, frozen=True, kw_only=True, tag="anchor.checked"):
+    """Whether the anchor goes on, and a quorum of the configured witnesses sees it; recorded when that
+    changes.
+    """  # noqa: D205 - one sentence
+
+    is_whole: bool
+    reason: str
+
+
+class LogRedacted(Event, frozen=True, kw_only=True, tag="log.redacted"):
+    """Events of a log were erased: only their hashes are left. Written before they are."""
+
+    log: str
+    events: tuple[int, ...]
+    reason: str
+
+
+class LogPruned(Event, frozen=True, kw_only=True, tag="log.pruned"):
+    """The first `size` events of a log were erased, with their hashes. Written before they are.
+
+    `frontier` holds the roots (base64) of the complete subtrees over them, largest first: from there
+    the rest of the log still verifies.
+    """
+
+    log: str
+    size: int
+    frontier: tuple[str, ...]
+    reason: str

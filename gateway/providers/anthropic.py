@@ -38,9 +38,13 @@ ROUTES = tuple(
 )
 # Some clients are told the base URL with `/v1`, others without, and some add it themselves.
 _PREFIX = re.compile(rb"(?:/v1){0,2}(?=/)")
-_GOVERNED = Governed("model", "stream", "max_tokens", "tools", "requests", beside="messages system")
+_GOVERNED = Governed(
+    "model", "stream", "max_tokens", "tools", "requests", "mcp_servers", beside="messages system"
+)
 _REQUEST = Governed("params", beside="custom_id")
-_TOOL = Governed("name", beside="description input_schema cache_control type")
+_TOOL = Governed("name", "type", "mcp_server_name", beside="description input_schema cache_control")
+_SERVER = Governed("name", beside="type url authorization_token tool_configuration")
+_RUN_BY_CALLER = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 MAX_REQUESTS: Final = 10_000
 """In one batch; each is read, while the worker's other calls wait."""
 
@@ -74,7 +78,12 @@ class Anthropic:
         rest = path[prefix.end() :] if prefix else path
         for row_method, pattern, operation, body in ROUTES:
             if row_method == method and pattern.fullmatch(rest):
-                return Matched(operation=operation, body=body, path=base_path + b"/v1" + rest)
+                return Matched(
+                    operation=operation,
+                    body=body,
+                    path=base_path + b"/v1" + rest,
+                    generates=operation is Operation.MESSAGES,
+                )
         return None
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
@@ -86,24 +95,33 @@ class Anthropic:
             return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
         fields = JsonObject(body, _GOVERNED)
         if route.operation is Operation.BATCHES:
-            model, max_tokens, tools = _read_batch(fields)
+            model, max_tokens, tools, server_tools = _read_batch(fields)
             return ModelCall(
                 provider=provider,
                 operation=operation,
                 model=model,
                 max_tokens=max_tokens,
                 tools=tools,
+                server_tools=server_tools,
+                parameters=tuple(fields),
                 body_bytes=body_bytes,
             )
         return ModelCall(
             provider=provider,
             operation=operation,
-            model=fields.text("model"),
+            model=fields.model(),
             stream=fields.flag("stream"),
             max_tokens=fields.whole("max_tokens"),
             tools=names(_tool_names(fields)),
+            server_tools=names(_server_tool_names(fields)),
+            parameters=tuple(fields),
+            generates=route.generates,
             body_bytes=body_bytes,
         )
+
+    def renamed(self, target: bytes, model: str) -> bytes:  # noqa: ARG002 - no model stands in a path
+        """Return the target as it is: the model stands in the body."""
+        return target
 
     def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
         """Return a reader of the first and the last `usage`."""
@@ -128,28 +146,63 @@ class Anthropic:
         return b"event: error\ndata: " + to_json({"type": "error", "error": error}) + b"\n\n"
 
 
-def _read_batch(fields: JsonObject) -> tuple[str, int, tuple[str, ...]]:
-    """Return the one model of a batch, its largest token cap, and every tool of any request."""
+def _read_batch(fields: JsonObject) -> tuple[str, int, tuple[str, ...], tuple[str, ...]]:
+    """Return the one model of a batch, its largest token cap, and the tools of every request."""
     models: set[str] = set()
     max_tokens = -1
     tools: dict[str, None] = {}
+    server_tools: dict[str, None] = {}
     for request in fields.items("requests", _REQUEST, MAX_REQUESTS):
         params = request.inner("params", _GOVERNED)
-        model = params.text("model") if params else ""
+        model = params.model() if params else ""
         if params is None or not model:
             raise invalid("A request of the batch names no model.")
         models.add(model)
         max_tokens = max(max_tokens, params.whole("max_tokens"))
         tools.update(dict.fromkeys(_tool_names(params)))
+        server_tools.update(dict.fromkeys(_server_tool_names(params)))
     if not models:
         raise invalid("The batch holds no request.")
     if len(models) > 1:
         raise invalid("The batch names several models; send one batch for each.")
-    return models.pop(), max_tokens, names(tools)
+    return models.pop(), max_tokens, names(tools), names(server_tools)
+
+
+def read_fields(body: bytes) -> JsonObject:
+    """Return a body's fields, as they are read for rules."""
+    return JsonObject(body, _GOVERNED)
+
+
+def tools_of(fields: JsonObject) -> list[JsonObject]:
+    """Return the tools of a call."""
+    return fields.items("tools", _TOOL)
+
+
+def servers_of(fields: JsonObject) -> list[JsonObject]:
+    """Return the MCP servers of a call."""
+    return fields.items("mcp_servers", _SERVER)
+
+
+def tool_name(tool: JsonObject) -> str:
+    """Return the name of a tool, its type where it has none; a set of MCP tools is its server's."""
+    if tool.text("type") == "mcp_toolset":
+        return f"mcp:{tool.text('mcp_server_name')}"
+    return tool.text("name") or tool.text("type")
+
+
+def server_name(server: JsonObject) -> str:
+    """Return what rules know an MCP server by."""
+    return f"mcp:{server.text('name')}"
 
 
 def _tool_names(params: JsonObject) -> list[str]:
-    return [tool.text("name") for tool in params.items("tools", _TOOL)]
+    return [*map(tool_name, tools_of(params)), *map(server_name, servers_of(params))]
+
+
+def _server_tool_names(params: JsonObject) -> list[str]:
+    typed = [tool for tool in tools_of(params) if tool.text("type")]
+    run_there = [tool for tool in typed if not tool.text("type").startswith(_RUN_BY_CALLER)]
+    return [*map(tool_name, run_there), *map(server_name, servers_of(params))]
 
 
 class _UsageReader(BothEnds):

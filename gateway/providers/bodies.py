@@ -59,10 +59,14 @@ class Governed:
         self.folded = frozenset(name.casefold() for name in names)
 
 
+Span = tuple[int, int, int]
+"""Where a field's name begins, its value begins, and its value ends."""
+
+
 class JsonObject:
     """One JSON object in which no name stands twice; its values are decoded when asked for."""
 
-    __slots__ = ("_bytes", "_fields", "_spans", "_where")
+    __slots__ = ("_fields", "_spans", "_where", "data")
 
     def __init__(self, data: bytes, governed: Governed, where: str = "The body") -> None:
         """Read the object; `where` says in a refusal which one it is.
@@ -72,9 +76,9 @@ class JsonObject:
         """
         if not data.isascii() and not _is_utf8(data):
             raise invalid(f"{where} is not UTF-8.")
-        self._bytes = data
+        self.data = data
         self._where = where
-        self._spans: dict[str, tuple[int, int]] | None = None
+        self._spans: dict[str, Span] | None = None
         try:
             self._fields = _object.decode(data)
         except _UNREADABLE:
@@ -95,11 +99,24 @@ class JsonObject:
         """Return the fields' names."""
         return iter(self._fields)
 
-    def span(self, name: str) -> tuple[int, int]:
-        """Return where the value of a field that is there begins and ends."""
+    def spans(self) -> "dict[str, Span]":
+        """Return where each field stands, in their order."""
         if self._spans is None:
             self._spans = self._walk()
-        return self._spans[name]
+        return self._spans
+
+    def span(self, name: str) -> tuple[int, int]:
+        """Return where the value of a field that is there begins and ends."""
+        return self.spans()[name][1:]
+
+    def raw(self, name: str) -> bytes:
+        """Return the bytes of a value, none where it is absent or null."""
+        raw = self._fields.get(name)
+        return b"" if raw is None or (data := bytes(raw)) == b"null" else data
+
+    def model(self, name: str = "model") -> str:
+        """Return a model's name, "" where it is absent or null."""
+        return checked_model(self.text(name))
 
     def text(self, name: str) -> str:
         """Return a text, "" where it is absent or null."""
@@ -158,15 +175,15 @@ class JsonObject:
             if (folded := name.casefold()) in governed.folded:
                 raise invalid(f"{self._where} has the field {folded!r} in another spelling.")
 
-    def _walk(self) -> dict[str, tuple[int, int]]:
-        """Go through the object name by name, and return where each value stands.
+    def _walk(self) -> "dict[str, Span]":
+        """Go through the object name by name, and return where each field stands.
 
         The decoder has found the bytes to be one JSON object, and keeps the last value of each
         name. So a name's value must stand behind it as it was decoded: where it does not, or where
         the name has been passed before, it stands twice. Values are compared and skipped, not read.
         """
-        data, fields = self._bytes, self._fields
-        spans: dict[str, tuple[int, int]] = {}
+        data, fields = self.data, self._fields
+        spans: dict[str, Span] = {}
         position = data.index(b"{") + 1
         while (field := _FIELD.match(data, position)) is not None:
             name = _text(field[1])
@@ -175,7 +192,7 @@ class JsonObject:
             if name in spans or not data.startswith(value, start):
                 break
             position = start + len(value)
-            spans[name] = start, position
+            spans[name] = field.start(1), start, position
             if (comma := _COMMA.match(data, position)) is None:
                 break
             position = comma.end()
@@ -212,6 +229,13 @@ def _is_plain(data: bytes, fields: dict[str, msgspec.Raw]) -> bool:
         mark = comma
     parts.append(b"}")
     return data == b"".join(parts) and "\\" not in "".join(fields)
+
+
+def checked_model(name: str) -> str:
+    """Return a model's name; one that a provider may trim or cut to another is refused."""
+    if name != name.strip() or not name.isprintable():
+        raise invalid("The model's name has spaces around it, or control characters.")
+    return name
 
 
 def names(values: Iterable[str]) -> tuple[str, ...]:

@@ -83,6 +83,9 @@ class Dialect(Protocol):
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
         """Return the facts of a call; raise `Refused` where the body cannot be read in one way."""
 
+    def renamed(self, target: bytes, model: str) -> bytes:
+        """Return an upstream target with another model, where the path holds one."""
+
     def usage_reader(self, route: "Route", call: ModelCall, content_type: bytes) -> UsageReader:
         """Return a reader for the response to this call."""
 
@@ -94,13 +97,14 @@ class Dialect(Protocol):
 
 
 class Matched(msgspec.Struct, frozen=True, kw_only=True):
-    """A path understood: the operation, and the path to send upstream."""
+    """A path understood: the operation, whether a model answers it, and the path to send upstream."""
 
     operation: Operation
     body: BodyKind
     path: bytes
     model: str = ""
     stream: bool = False
+    generates: bool = False
 
 
 def to_json(value: object) -> bytes:

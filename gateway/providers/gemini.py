@@ -2,7 +2,7 @@
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
@@ -36,9 +36,14 @@ METHODS = {
 _CONFIG = ("generationConfig", "generation_config")
 _LIMIT = ("maxOutputTokens", "max_output_tokens")
 _DECLARATIONS = ("functionDeclarations", "function_declarations")
-_BODY_GOVERNED = Governed(*_CONFIG, "tools")
+_CACHE = ("cachedContent", "cached_content")
+_INNER = ("generateContentRequest", "generate_content_request")
+_BODY_GOVERNED = Governed(*_CONFIG, *_CACHE, *_INNER, "tools", "model", "requests")
+MAX_REQUESTS = 1000
+"""In one batch of embeddings; the API takes 100."""
 _CONFIG_GOVERNED = Governed(*_LIMIT)
 _TOOL_GOVERNED = Governed(*_DECLARATIONS)
+CONTENT = Governed("parts", beside="role")
 _FUNCTION_GOVERNED = Governed("name")
 _UNDERSCORED = re.compile(r"_([a-z])")
 _STATUS = {
@@ -80,7 +85,15 @@ class Gemini:
             path=upstream,
             model=_model_name(segment),
             stream=known[1],
+            generates=known[0] is Operation.GENERATE_CONTENT,
         )
+
+    def renamed(self, target: bytes, model: str) -> bytes:
+        """Return an upstream target with another model in its path."""
+        path, mark, query = target.partition(b"?")
+        before, _, verb = path.rpartition(b":")
+        start = before.rindex(b"/models/") + len(b"/models/")
+        return before[:start] + quote(model, safe="").encode() + b":" + verb + mark + query
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
         """Read the token cap and the tools; the model is the path's."""
@@ -95,13 +108,25 @@ class Gemini:
             if route.body is BodyKind.JSON:
                 raise invalid("The body is empty.")
             return blank
-        fields = JsonObject(body, _BODY_GOVERNED)
-        config = fields.inner(_spelling(fields, _CONFIG), _CONFIG_GOVERNED)
-        tools = fields.items("tools", _TOOL_GOVERNED)
+        fields = read_fields(body)
+        tools = [*tools_of(fields)]
+        inner = fields.inner(spelling(fields, _INNER), _BODY_GOVERNED)
+        if inner is not None:  # what countTokens counts
+            tools += tools_of(inner)
+        for each in (fields, inner, *fields.items("requests", _BODY_GOVERNED, MAX_REQUESTS)):
+            if each is not None and each.model().removeprefix("models/") not in {"", route.model}:
+                raise invalid("The body names another model than the path.")
+        declared = {name for tool in tools for name in _declared_names(tool)}
+        found = names(name for tool in tools for name in tool_names(tool))
+        # What was cached may hold tools, and instructions, that this body does not show.
+        hidden = [_CACHE[0]] if fields.raw(spelling(fields, _CACHE)) else []
         return msgspec.structs.replace(
             blank,
-            max_tokens=config.whole(_spelling(config, _LIMIT)) if config else -1,
-            tools=names(name for tool in tools for name in _tool_names(tool)),
+            max_tokens=_cap(fields),
+            tools=(*found, *hidden),
+            server_tools=(*(name for name in found if name not in declared), *hidden),
+            parameters=tuple(fields),
+            generates=route.generates,
         )
 
     def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
@@ -139,7 +164,39 @@ def _model_name(segment: bytes) -> str:
     return name.decode()
 
 
-def _spelling(fields: JsonObject, spellings: tuple[str, str]) -> str:
+def read_fields(body: bytes) -> JsonObject:
+    """Return a body's fields, as they are read for rules."""
+    return JsonObject(body, _BODY_GOVERNED)
+
+
+def config_of(fields: JsonObject) -> tuple[str, JsonObject | None]:
+    """Return the name of the configuration's field, and the configuration."""
+    name = spelling(fields, _CONFIG)
+    return name, fields.inner(name, _CONFIG_GOVERNED)
+
+
+def cap_field(config: JsonObject) -> str:
+    """Return the name of the field that caps output tokens."""
+    return spelling(config, _LIMIT)
+
+
+def _cap(fields: JsonObject) -> int:
+    _, config = config_of(fields)
+    return config.whole(cap_field(config)) if config else -1
+
+
+def tools_of(fields: JsonObject) -> list[JsonObject]:
+    """Return the tools of a call."""
+    return fields.items("tools", _TOOL_GOVERNED)
+
+
+def declarations_of(tool: JsonObject) -> tuple[str, list[JsonObject]]:
+    """Return the name of the field that declares functions, and these."""
+    name = spelling(tool, _DECLARATIONS)
+    return name, tool.items(name, _FUNCTION_GOVERNED)
+
+
+def spelling(fields: JsonObject, spellings: tuple[str, str]) -> str:
     """Return the spelling that is there; both at once are refused."""
     first, second = spellings
     if first in fields and second in fields:
@@ -147,12 +204,20 @@ def _spelling(fields: JsonObject, spellings: tuple[str, str]) -> str:
     return second if second in fields else first
 
 
-def _tool_names(tool: JsonObject) -> list[str]:
+def tool_names(tool: JsonObject) -> list[str]:
     """Return the functions that a tool declares; a server tool is named by its key: googleSearch."""
-    declarations = _spelling(tool, _DECLARATIONS)
-    found = [each.text("name") for each in tool.items(declarations, _FUNCTION_GOVERNED)]
-    others = [key for key in tool if key not in _DECLARATIONS]
-    return found + [_UNDERSCORED.sub(lambda at: at[1].upper(), key) for key in others]
+    return _declared_names(tool) + [
+        server_tool_name(key) for key in tool if key not in _DECLARATIONS
+    ]
+
+
+def _declared_names(tool: JsonObject) -> list[str]:
+    return [each.text("name") for each in declarations_of(tool)[1]]
+
+
+def server_tool_name(key: str) -> str:
+    """Return what rules know a server tool by: its key, in the API's own spelling."""
+    return _UNDERSCORED.sub(lambda at: at[1].upper(), key)
 
 
 class _UsageReader(BothEnds):

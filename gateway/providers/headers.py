@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from gateway.providers.dialect import Dialect
+from policies.obligations import Obligations
 
 Header = tuple[bytes, bytes]
 
@@ -47,6 +48,13 @@ def forwardable(dialect: Dialect, headers: Sequence[Header]) -> list[Header]:
     ]
     kept.append((b"accept-encoding", b"identity"))
     return kept
+
+
+def changed_fields(fields: Sequence[Header], obligations: Obligations) -> list[Header]:
+    """Return request fields with those that a policy sets and without those that it removes."""
+    chosen = [(name.encode(), value.encode()) for name, value in obligations.set_headers]
+    gone = {name.encode() for name in obligations.remove_headers} | {name for name, _ in chosen}
+    return [field for field in fields if field[0] not in gone] + chosen
 
 
 def response_headers(headers: Sequence[Header]) -> list[Header]:

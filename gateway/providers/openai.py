@@ -71,12 +71,20 @@ _ROWS: tuple[_Row, ...] = (
 ROUTES = tuple(
     (method, re.compile(path), operation, body) for method, path, operation, body in _ROWS
 )
+CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""What caps the output tokens of a call; the largest counts."""
+
 _GOVERNED = Governed(
     "model", "models", "stream", "stream_options", "max_tokens", "max_completion_tokens",
-    "max_output_tokens", "tools", "functions", "provider", "preset",
-    beside="messages input temperature tool_choice store",
+    "max_output_tokens", "tools", "functions", "provider", "preset", "store", "prompt",
+    "web_search_options",
+    beside="messages input temperature tool_choice",
 )  # fmt: skip
-_TOOL = Governed("type", "name", "function", "custom")
+_TOOL = Governed("type", "name", "function", "custom", "server_label")
+_GENERATING = frozenset({rb"/chat/completions", rb"/responses"})
+_RUN_BY_CALLER = frozenset(
+    {"function", "custom", "local_shell", "apply_patch", "computer_use_preview"}
+)
 _FUNCTION = Governed("name", beside="description parameters strict")
 _NARROWS = ("data_collection", "zdr", "require_parameters", "max_price")
 """Of OpenRouter's `provider` object, what only narrows the hosts that may answer."""
@@ -112,7 +120,12 @@ class OpenAI:
             rest = path[len(prefix) :]
             for row_method, pattern, operation, body in ROUTES:
                 if row_method == method and pattern.fullmatch(rest):
-                    return Matched(operation=operation, body=body, path=base_path + rest)
+                    return Matched(
+                        operation=operation,
+                        body=body,
+                        path=base_path + rest,
+                        generates=method == b"POST" and rest in _GENERATING,
+                    )
         return None
 
     def read_call(self, route: "Route", body: bytes | None, body_bytes: int) -> ModelCall:
@@ -124,18 +137,32 @@ class OpenAI:
             return ModelCall(provider=provider, operation=operation, body_bytes=body_bytes)
         fields = JsonObject(body, _GOVERNED)
         _refuse_rerouting(fields)
+        tools = tools_of(fields)
+        hidden = [name for field, name in _HIDDEN_TOOLS.items() if fields.raw(field)]
         return ModelCall(
             provider=provider,
             operation=operation,
-            model=fields.text("model"),
+            model=fields.model(),
             stream=fields.flag("stream"),
-            max_tokens=fields.whole("max_completion_tokens", "max_tokens", "max_output_tokens"),
+            max_tokens=fields.whole(*CAPS),
             tools=names(
-                [name for tool in fields.items("tools", _TOOL) for name in _tool_names(tool)]
-                + [function.text("name") for function in fields.items("functions", _FUNCTION)]
+                [name for tool in tools for name in tool_names(tool)]
+                + [function.text("name") for function in functions_of(fields)]
+                + hidden
             ),
+            server_tools=names(
+                [name for tool in tools if _is_server_tool(tool) for name in tool_names(tool)]
+                + hidden
+            ),
+            parameters=tuple(fields),
+            generates=route.generates,
+            store=_keeps(route, fields),
             body_bytes=body_bytes,
         )
+
+    def renamed(self, target: bytes, model: str) -> bytes:  # noqa: ARG002 - no model stands in a path
+        """Return the target as it is: the model stands in the body."""
+        return target
 
     def usage_reader(self, _route: "Route", _call: ModelCall, _content_type: bytes) -> UsageReader:
         """Return a reader of `usage`, wherever it stands last."""
@@ -162,10 +189,40 @@ class OpenAI:
         return b"data: " + to_json({"error": error}) + b"\n\n"
 
 
-def _tool_names(tool: JsonObject) -> list[str]:
+_HIDDEN_TOOLS = {"web_search_options": "web_search", "prompt": "prompt"}
+"""Fields that bring tools which `tools` does not show: a stored prompt may hold any."""
+
+
+def read_fields(body: bytes) -> JsonObject:
+    """Return a body's fields, as they are read for rules."""
+    return JsonObject(body, _GOVERNED)
+
+
+def tools_of(fields: JsonObject) -> list[JsonObject]:
+    """Return the tools of a call."""
+    return fields.items("tools", _TOOL)
+
+
+def functions_of(fields: JsonObject) -> list[JsonObject]:
+    """Return the functions of a call, as tools were once called."""
+    return fields.items("functions", _FUNCTION)
+
+
+def _keeps(route: "Route", fields: JsonObject) -> bool:
+    """Return whether the provider keeps the answer; Responses does where nothing is said."""
+    if route.operation is Operation.RESPONSES and route.generates and not fields.raw("store"):
+        return True
+    return fields.flag("store")
+
+
+def _is_server_tool(tool: JsonObject) -> bool:
+    return tool.text("type") not in _RUN_BY_CALLER
+
+
+def tool_names(tool: JsonObject) -> list[str]:
     """Return all that a tool may be known by, for which of it counts is the provider's to say.
 
-    A tool of the provider's own is named by its type: `web_search`.
+    A tool of the provider's own is named by its type: `web_search`; an MCP server by its label.
     """
     found = [tool.text("name")]
     for key in ("function", "custom"):
@@ -173,6 +230,8 @@ def _tool_names(tool: JsonObject) -> list[str]:
         if inner is not None:
             found.append(inner.text("name"))
     kind = tool.text("type")
+    if kind == "mcp":
+        return [*found, f"mcp:{tool.text('server_label')}"]
     return found if kind in {"function", "custom"} else [*found, kind]
 
 

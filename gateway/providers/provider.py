@@ -10,6 +10,7 @@ from gateway.providers.anthropic import Anthropic
 from gateway.providers.dialect import Dialect
 from gateway.providers.gemini import Gemini
 from gateway.providers.openai import OpenAI
+from policies.request import ProviderFacts
 
 DIALECTS: dict[str, Dialect] = {each.name: each for each in (OpenAI(), Anthropic(), Gemini())}
 """Every dialect there is."""
@@ -34,6 +35,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     auth_prefix: bytes
     request_stream_usage: bool
     reach: Reach
+    facts: ProviderFacts
     ca_file: str = ""
 
     @classmethod
@@ -46,8 +48,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         request_stream_usage: bool,
         ca_file: str = "",
         private_addresses: bool = False,
+        facts: ProviderFacts | None = None,
     ) -> Self:
-        """Return the provider at `base_url`.
+        """Return the provider at `base_url`; `facts` are what the operator vouches for.
 
         Raises:
             ValueError: It is not an http(s) URL of a host, with nothing behind the path.
@@ -79,5 +82,6 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             auth_prefix=auth_prefix,
             request_stream_usage=request_stream_usage,
             reach=reach_of(url.hostname, private_addresses=private_addresses),
+            facts=msgspec.structs.replace(facts or ProviderFacts(), dialect=dialect),
             ca_file=ca_file,
         )

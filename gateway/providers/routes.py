@@ -35,7 +35,10 @@ _METHODS = (b"GET", b"POST", b"DELETE")
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A target understood. `model` and `stream` are set where the path decides them."""
+    """A target understood. `model` and `stream` are set where the path decides them.
+
+    `generates`: a model is asked to write an answer.
+    """
 
     provider: Provider
     operation: Operation
@@ -43,6 +46,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     body: BodyKind
     model: str = ""
     stream: bool = False
+    generates: bool = False
 
 
 class TargetRefused(Refused):
@@ -75,6 +79,22 @@ class RouteTable:
                 self._found.popitem(last=False)
         return route
 
+    def changed(
+        self, route: Route, method: bytes, target: bytes, *, provider: str, model: str
+    ) -> Route:
+        """Return the route of a call that goes to another provider, another model, or both.
+
+        Raises:
+            TargetRefused: The other provider has no such operation, though it speaks the dialect.
+        """
+        if provider:
+            rest = target[1 + len(route.provider.name) :]
+            route = self.find(method, b"/" + provider.encode() + rest)
+        if model and route.model:
+            renamed = route.provider.dialect.renamed(route.upstream_target, model)
+            route = msgspec.structs.replace(route, upstream_target=renamed, model=model)
+        return route
+
     def _find(self, method: bytes, target: bytes) -> Route:
         path, mark, query = target.partition(b"?")
         name, _, rest = path[1:].partition(b"/")
@@ -100,6 +120,7 @@ class RouteTable:
             body=matched.body,
             model=matched.model,
             stream=matched.stream,
+            generates=matched.generates,
         )
 
     @staticmethod

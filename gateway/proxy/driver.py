@@ -55,6 +55,7 @@ class Driver:
         self._peeked_bytes = 0
         self._body_complete = False
         self._is_gone = False
+        self._position = ""
         # the exchange
         self._forward: Forward | None = None
         self._upstream: Upstream | None = None
@@ -132,7 +133,7 @@ class Driver:
 
     def _record(self, command: Record) -> None:
         try:
-            self._proxy.journal.append(command.event, self._on_durable)
+            self._position = self._proxy.recorder.append(command.event, self._on_durable)
         except AuditUnavailable as error:
             self._throw(error)
 
@@ -140,7 +141,7 @@ class Driver:
         if error is not None:
             self._throw(error)
         else:
-            self._resume(None)
+            self._resume(self._position)
 
     def _on_arrival(self, refusal: Refused | None) -> None:
         if refusal is not None:

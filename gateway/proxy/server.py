@@ -19,7 +19,7 @@ from gateway.proxy.downstream import Downstream
 from gateway.proxy.driver import Driver
 from gateway.proxy.hangups import HangupWatch
 from gateway.proxy.pool import Pool
-from gateway.story import Journal
+from gateway.story import Recorder
 from gateway.telemetry.metrics import CallMetrics
 
 SWEEP_SECONDS = 1.0
@@ -57,7 +57,7 @@ class Proxy:
         self,
         *,
         execution: Execution,
-        journal: Journal,
+        recorder: Recorder,
         pool: Pool,
         limits: ProxyLimits,
         metrics: CallMetrics,
@@ -67,7 +67,7 @@ class Proxy:
         well_known: bytes,
     ) -> None:
         self.execution = execution
-        self.journal = journal
+        self.recorder = recorder
         self.pool = pool
         self.limits = limits
         self.metrics = metrics

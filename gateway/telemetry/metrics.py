@@ -45,6 +45,7 @@ class CallMetrics:
     def __init__(self) -> None:
         self._series: dict[_Key, _Series] = {}
         self._denied: dict[str, int] = {}
+        self._would: dict[str, int] = {}
         self._unrecorded_denials = 0
 
     def observe_call(  # noqa: PLR0913 - one argument for each label and value
@@ -75,6 +76,12 @@ class CallMetrics:
         """Count a refusal by its code."""
         self._denied[code] = self._denied.get(code, 0) + 1
 
+    def observe_would(self, verdict: str, rules: Sequence[str]) -> None:
+        """Count what rules in shadow would have decided, by the rules that settled it."""
+        for rule in rules or ("",):
+            key = f"{verdict} {rule}"
+            self._would[key] = self._would.get(key, 0) + 1
+
     def observe_unrecorded_denial(self) -> None:
         """Count a refusal whose audit record could not be written."""
         self._unrecorded_denials += 1
@@ -94,6 +101,7 @@ class CallMetrics:
                 for key, series in self._series.items()
             ],
             "denied": self._denied,
+            "would": self._would,
             "unrecorded_denials": self._unrecorded_denials,
             "gauges": gauges,
         }
@@ -122,6 +130,14 @@ class _Page(Collector):
         for code, number in _summed(each["denied"] for each in self._snapshots).items():
             denied.add_metric([code], number)
         yield denied
+        would = CounterMetricFamily(
+            "veklom_policy_would",
+            "Calls that rules in shadow would have decided otherwise, by verdict and rule.",
+            labels=["verdict", "rule"],
+        )
+        for key, number in _summed(each["would"] for each in self._snapshots).items():
+            would.add_metric(key.split(" "), number)
+        yield would
         yield CounterMetricFamily(
             "veklom_unrecorded_denials",
             "Refusals that stood although their record could not be written.",
@@ -194,6 +210,8 @@ _HELP = {
     "audit_pending_events": "Audit events that are not durable yet.",
     "audit_durable_events": "Audit events written since the start.",
     "audit_failed": "Audit logs that have failed; calls are refused.",
+    "audit_short": "Audit logs with only the reserve left of their disk; no new call begins.",
+    "audit_lost_events": "Events that the mode `async` let go unrecorded, and the log does not say yet.",
     "sessions_open": "Open sessions; in a fleet, those that this gateway has served.",
     "store_up": "Whether sessions of the shared store are served.",
     "store_silent_seconds": "How long ago the shared store was last heard.",
@@ -205,6 +223,7 @@ _HELP = {
     "limits_calls_unsettled": "Calls that ended while the store of limits was away, and wait for it.",
     "limits_calls_degraded": "Calls since the workers' start whose limits the store did not count.",
     "limits_settlements_lost": "Ends of calls since the workers' start that the store never heard of.",
+    "policies_refused": "Whether changed policies were refused, so that older ones are in force.",
     "workers_ready": "Workers that serve.",
     "kills_standing": "Kills that operators have placed and not lifted.",
 }
@@ -241,6 +260,7 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "calls": [[list(key), *values] for key, values in calls.items()],
         "denied": _summed(each["denied"] for each in snapshots),
+        "would": _summed(each["would"] for each in snapshots),
         "unrecorded_denials": sum(each["unrecorded_denials"] for each in snapshots),
         "gauges": {},
     }

@@ -48,7 +48,7 @@ async def test_each_dialect_has_its_own_credential_slot(
     gateway: Gateway, provider: Provider, token: str, path: bytes, slot: bytes, value: bytes
 ) -> None:
     """Anthropic and Gemini get the key where their API expects it, and the caller's Bearer is gone."""
-    body = b'{"model":"m","max_tokens":5,"messages":[],"contents":[]}'
+    body = b'{"model":"gemini-3","max_tokens":5,"messages":[],"contents":[]}'
     assert parse(await exchange(gateway.proxy, request(token, body, path=path))).status == 200
     (seen,) = provider.received
     assert seen.values(slot) == [value]

@@ -49,8 +49,8 @@ def test_the_readme_shows_only_commands_that_exist() -> None:
     assert len(lines) >= 4
     for line in lines:
         words = shlex.split(line.partition(" -- ")[0])  # what follows is another program's
-        path = tuple(words[:1]) if tuple(words[:1]) in ALL else tuple(words[:2])
-        assert path in ALL, line
+        path = next((path for n in (3, 2, 1) if (path := tuple(words[:n])) in ALL), ())
+        assert path, line
         known = {option for each in ALL[path].params for option in each.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 

@@ -13,7 +13,6 @@ from gateway.config import (
     parse_config,
     providers_from,
     read_draft,
-    read_policy_sources,
 )
 from policies.document import DocumentError
 
@@ -177,12 +176,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     with pytest.raises(ConfigurationError) as raised:
         read_draft(path)
     assert all(fault.startswith(f"{path}:1:") for fault in raised.value.faults)
-
-
-def test_an_empty_policy_folder_is_a_fault(tmp_path: Path) -> None:
-    """A folder without policies would deny everything; that is said before anything starts."""
-    with pytest.raises(ConfigurationError, match="would allow nothing"):
-        read_policy_sources(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def write(folder: Path, policy: str = ALLOW_ALL, **fields: Any) -> Path:
 def running(tmp_path: Path) -> Deployment:
     """Return a deployment that runs."""
     path = write(tmp_path)
-    return read_deployment(load_checked(path).config, path)
+    return read_deployment(load_checked(path), path)
 
 
 def test_takes_over_what_changed(running: Deployment, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_takes_over_what_changed(running: Deployment, tmp_path: Path) -> None:
     assert kept == ()
     assert fresh.config.timeouts.drain == 7
     assert list(fresh.config.providers) == ["openai"]
-    assert fresh.policies[0].text.endswith("# new\n")
+    assert fresh.bundle.policies[0].text.endswith("# new\n")
     assert fresh.config_digest != running.config_digest
 
 

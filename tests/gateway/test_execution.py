@@ -43,18 +43,28 @@ from keys.secret import Secret
 from keys.session import Deposit, SessionRecord, seal_session
 from keys.vault import SessionVault
 from keys.wrapping import Wrapping
+from policies.engine import decide
+from policies.facts import from_record
 from policies.kills import Kill, KillTable, Scope
-from policies.request import Principal
+from policies.known import Known
+from policies.request import Principal, ProviderFacts
 from policies.rules import load_policy_set
 
 BOOT_KEY = b"b" * 32
 
 KEY = b"sk-planted-key"
+DIALECT = ProviderFacts(dialect="openai")
 NOW = 1_800_000_000
 POLICY = """\
 rules:
   - {id: acme, effect: allow, match: {tenant: acme}}
   - {id: no-forbidden, effect: deny, match: {model: forbidden}}
+  - {id: no-eu, effect: deny, match: {provider: eu}, mode: shadow}
+  - id: short
+    effect: transform
+    match: {model: long}
+    change: {max_tokens: {max: 5}, headers: {set: {openai-project: p}}}
+  - {id: home, effect: transform, match: {model: far}, change: {provider: eu}}
 limits:
   - {name: one, key: [tenant], concurrent: {max: 1}}
 """
@@ -82,10 +92,12 @@ class House:
 
     def __init__(self, policy: str = POLICY, *, is_shared: bool = False) -> None:
         self.clock = StoppedClock()
-        self.policy = policy
         self.warnings: list[Warned] = []
         self.provider = Provider.from_url(
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
+        )
+        self.elsewhere = Provider.from_url(
+            "eu", "openai", "https://eu.example.com/llm", request_stream_usage=True
         )
         self.region = SecretRegion.open(slots=2)
         vault = SessionVault(self.region, Wrapping(BOOT_KEY))
@@ -95,6 +107,10 @@ class House:
         self.issuer = DevelopmentIssuer()
         self.identities = TokenVerifier((DEVELOPMENT,))
         self.refusals = RefusalBudget(self.clock)
+        self.metrics = CallMetrics()
+        self.policy_set = load_policy_set(
+            [("p.yaml", policy)], Known.of({"openai": DIALECT, "eu": DIALECT})
+        )
         self.use(MemoryLimiter(self.clock, self.warnings.append))
         self.record = SessionRecord(
             session_id="ab" * 16, tenant=ALICE.tenant, issuer=ALICE.issuer, subject=ALICE.subject,
@@ -106,24 +122,23 @@ class House:
     def use(self, limiter: MemoryLimiter) -> None:
         """Tell stories whose limits are counted there."""
         self.execution = Execution(
-            routes=RouteTable([self.provider]),
+            routes=RouteTable([self.provider, self.elsewhere]),
             identities=self.identities,
             session_tokens=SessionTokenVerifier(self.tokens.public_key, "test"),
             sessions=self.sessions,
-            policy_set=load_policy_set([("p.yaml", self.policy)], frozenset({"openai"})),
+            policy_set=self.policy_set,
             limiter=limiter,
             kills=self.kills,
             limits=BodyLimits(buffered=1000, streamed=0),
-            metrics=CallMetrics(),
+            metrics=self.metrics,
             refusals=self.refusals,
             clock=self.clock,
         )
 
-    def open(self) -> str:
-        """Serve a session that holds a key; return its token."""
-        deposit = Deposit(
-            provider="openai", origin=self.provider.origin, credential=Secret(bytearray(KEY))
-        )
+    def open(self, name: str = "openai") -> str:
+        """Serve a session that holds a key for one provider; return its token."""
+        provider = self.provider if name == "openai" else self.elsewhere
+        deposit = Deposit(provider=name, origin=provider.origin, credential=Secret(bytearray(KEY)))
         self.record, secret = seal_session(
             replace(self.record, credentials=()), [deposit], bytes(32)
         )
@@ -190,6 +205,95 @@ def test_a_good_call(house: House) -> None:
     assert isinstance(start, CallStart)
     assert isinstance(end, CallEnd)
     assert (start.call, start.rules, start.model) == (end.call, ("acme",), "gpt-x")
+
+
+def test_an_obligation_is_met_and_recorded(house: House) -> None:
+    """The body, the head and the record say what a transform made of the call."""
+    told = house.tell(answers={ReadBody: b'{"model":"long","max_tokens": 50}'})
+    start, forward = told[1].event, told[2]  # type: ignore[union-attr]
+    assert isinstance(start, CallStart)
+    assert isinstance(forward, Forward)
+    assert forward.body == b'{"model":"long","max_tokens": 5}'
+    slot = forward.compose()
+    head = bytes(slot.view)
+    slot.release()
+    assert b"\r\nopenai-project: p\r\n" in head
+    assert b"\r\ncontent-length: %d\r\n" % len(forward.body) in head
+    assert start.changes == ("short: max_tokens = 5, asked 50", "short: header openai-project set")
+    assert (start.max_tokens, start.facts["max_tokens"]) == (5, 50)
+
+
+def test_a_call_is_routed_where_the_session_has_a_key(house: House) -> None:
+    """A transform sends the call to another provider, with that provider's key, or not at all."""
+    far = {ReadBody: b'{"model":"far"}'}
+    assert code_of(house.tell(answers=far)) == "no_key_for_provider"
+    house.token = house.open("eu")
+    told = house.tell(answers=far)
+    start, forward = told[1].event, told[2]  # type: ignore[union-attr]
+    assert isinstance(start, CallStart)
+    assert isinstance(forward, Forward)
+    assert (start.provider, start.upstream) == ("eu", "https://eu.example.com")
+    slot = forward.compose()
+    assert bytes(slot.view).startswith(
+        b"POST /llm/chat/completions HTTP/1.1\r\nhost: eu.example.com\r\n"
+    )
+    slot.release()
+
+
+def test_a_shadow_verdict_is_recorded_and_counted(house: House) -> None:
+    """What a rule in shadow would have decided stands in the record and the metric; the call passes."""
+    house.token = house.open("eu")
+    told = house.tell(answers={ReadBody: b'{"model":"far"}'})
+    start = told[1].event  # type: ignore[union-attr]
+    assert isinstance(start, CallStart)
+    assert (start.would, start.would_rules) == ("deny", ("no-eu",))
+    assert start.would_reasons == ("deny 'no-eu' matched",)
+    assert kinds(told)[-1] == "Finish"
+    assert house.metrics.snapshot({})["would"] == {"deny no-eu": 1}
+
+
+def test_what_a_caller_declares_is_asked_and_stays_here(house: House) -> None:
+    """Labels and purpose are facts of the question; the provider does not see them."""
+    head = house.head(x_veklom_labels="Contract, draft", x_veklom_purpose="review")
+    told = house.tell(head)
+    start, forward = told[1].event, told[2]  # type: ignore[union-attr]
+    assert isinstance(start, CallStart)
+    assert isinstance(forward, Forward)
+    assert (start.facts["labels"], start.facts["purpose"]) == (["contract", "draft"], "review")
+    slot = forward.compose()
+    assert b"x-veklom" not in bytes(slot.view)
+    slot.release()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"x_veklom_labels": "a b"}, {"x_veklom_labels": "a,,b"}, {"x_veklom_purpose": "für"},
+               {"x_veklom_labels": ",".join(f"l{n}" for n in range(17))}],
+)  # fmt: skip
+def test_a_declaration_is_plain_or_refused(house: House, fields: dict[str, str]) -> None:
+    """What is no label, no purpose or too much is refused instead of being guessed at."""
+    assert code_of(house.tell(house.head(**fields))) == "invalid_request"
+
+
+def test_what_was_asked_can_be_asked_again(house: House) -> None:
+    """From the recorded facts another policy set decides as it would have decided the call."""
+    told = house.tell(answers={ReadBody: b'{"model":"forbidden"}'})
+    denied = told[1].event  # type: ignore[union-attr]
+    assert isinstance(denied, CallDenied)
+    again = decide(house.policy_set, from_record(denied.facts))
+    assert (again.verdict, again.rules) == ("deny", denied.rules)
+    assert again.reasons == denied.reasons
+
+
+def test_another_policy_set_decides_from_then_on(house: House) -> None:
+    """A set that is put in decides the next call; one that was decided goes on to its end."""
+    story = house.execution.run(house.head())
+    told = [story.send(answer) for answer in (None, BODY, None)]
+    assert isinstance(told[-1], Forward)
+    house.execution.use(load_policy_set([("n.yaml", "rules: []")], Known.of(["openai"])))
+    assert code_of(house.tell()) == "policy_denied"
+    ended = story.send(Exchange(status=200))
+    assert isinstance(ended, Record)
+    assert isinstance(story.send(None), Finish)
 
 
 def test_the_key_is_only_in_the_slot(house: House) -> None:

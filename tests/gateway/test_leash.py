@@ -8,7 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.leash import Holder, Leash, NewRelay, Order, Restarts, Retire
+from gateway.bundles import Bundle, PolicySource
+from gateway.leash import (
+    MAX_MESSAGE_BYTES,
+    Holder,
+    Leash,
+    LookAtPolicies,
+    NewRelay,
+    Order,
+    Restarts,
+    Retire,
+    Serving,
+    UsePolicies,
+)
 
 
 @pytest.fixture
@@ -64,11 +76,12 @@ async def test_orders_come_with_their_sockets(holder: Holder) -> None:
 async def test_a_word_raises_a_signal(holder: Holder, signals: list[int]) -> None:
     """The supervisor, which has no loop, is signalled when a child serves, and hears it once."""
     child = Child(holder)
-    assert not holder.hears_serving()
+    assert not list(holder.words())
     child.leash.tell_serving()
     assert signals == [signal.SIGIO]
-    assert holder.hears_serving()
-    assert not holder.hears_serving()
+    child.leash.ask_for_policies()
+    assert list(holder.words()) == [Serving(), LookAtPolicies()]
+    assert not list(holder.words())
     holder.close()
     assert await asyncio.wait_for(child.heard.get(), 2) is None
 
@@ -77,4 +90,19 @@ async def test_nobody_to_order(holder: Holder) -> None:
     """An order to a child that is gone is known not to have arrived."""
     holder.child_end.close()
     assert not holder.order(Retire())
-    assert not holder.hears_serving()
+    assert not list(holder.words())
+
+
+async def test_an_order_of_any_size(holder: Holder) -> None:
+    """Policies that no packet holds arrive whole, in their place between other orders."""
+    child = Child(holder)
+    small, large = (
+        UsePolicies(bundle=Bundle(policies=(PolicySource("p.yaml", "#" * size),)))
+        for size in (1, 100 * MAX_MESSAGE_BYTES)
+    )
+    for order in (large, Retire(), small):
+        assert holder.order(order)
+    heard = [await asyncio.wait_for(child.heard.get(), 2) for _ in range(3)]
+    assert heard == [(large, []), (Retire(), []), (small, [])]
+    holder.close()
+    assert await asyncio.wait_for(child.heard.get(), 2) is None

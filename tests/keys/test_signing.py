@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keys.signing import BadSignature, Signer, Verifier, is_key_name
+from keys.signing import (
+    MAX_SIGNATURES,
+    BadSignature,
+    CosignatureVerifier,
+    Cosigner,
+    Note,
+    Signer,
+    Verifier,
+    is_key_name,
+)
 
 # The example of golang.org/x/mod/sumdb/note, which C2SP signed-note took over.
 SEED = base64.b64decode("AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz")[1:]
@@ -86,3 +95,46 @@ def test_names_that_would_break_a_line(name: str) -> None:
     assert not is_key_name(name)
     with pytest.raises(ValueError, match="name"):
         Signer(name, bytes(32))
+
+
+def test_lines_of_other_keys_are_passed_over() -> None:
+    """A note bears signatures of several keys; each opens it, and a forged one of a key spoils it."""
+    other = Signer("Other", bytes(32))
+    both = NOTE + other.sign_note(TEXT).partition("\n\n")[2]
+    for vkey in (VKEY, other.vkey):
+        assert Verifier.from_vkey(vkey).open_note(both) == TEXT
+    forged = both + NOTE.partition("\n\n")[2].replace("x08go/ZJ", "x08go/ZK")
+    with pytest.raises(BadSignature):
+        Verifier.from_vkey(VKEY).open_note(forged)
+    assert Verifier.from_vkey(other.vkey).open_note(forged) == TEXT
+
+
+def test_a_cosignature_bears_its_time() -> None:
+    """The latest time that a cosigner put on a note is read; no other time, text or key verifies."""
+    cosigner = Cosigner("w.example", bytes(range(32)))
+    verifier = CosignatureVerifier.from_vkey(cosigner.vkey)
+    note = NOTE + cosigner.cosign(TEXT, 1000) + cosigner.cosign(TEXT, 2000)
+    assert verifier.time_of(note) == 2000
+    assert Verifier.from_vkey(VKEY).open_note(note) == TEXT
+    with pytest.raises(BadSignature):
+        verifier.time_of(NOTE)
+    with pytest.raises(BadSignature):
+        verifier.time_of(NOTE + cosigner.cosign(TEXT + "more\n", 1000))
+    line = base64.b64decode(cosigner.cosign(TEXT, 1000).split()[2])
+    later = line[:4] + (3000).to_bytes(8, "big") + line[12:]
+    with pytest.raises(BadSignature):
+        verifier.time_of(f"{NOTE}\u2014 w.example {base64.b64encode(later).decode()}\n")
+
+
+def test_kinds_of_keys_are_not_confused() -> None:
+    """A signing key is no cosigning key, even with the same bytes."""
+    with pytest.raises(ValueError, match="kind 4"):
+        CosignatureVerifier.from_vkey(VKEY)
+    with pytest.raises(ValueError, match="kind 1"):
+        Verifier.from_vkey(Cosigner("PeterNeumann", SEED).vkey)
+
+
+def test_signatures_are_counted() -> None:
+    """A note with more lines than anybody needs is refused before any of them is verified."""
+    with pytest.raises(BadSignature, match="more signatures"):
+        Note.from_text(NOTE + NOTE.partition("\n\n")[2] * MAX_SIGNATURES)

@@ -125,7 +125,10 @@ TRAPS = {
     ),
     "two-documents": ("a: 1\n---\nb: 2", ["2:1: but found another document"]),
     "trailing-text": ("a: 1\n...\nb", ["3:1: but found another document"]),
-    "tab": ("a:\n\tb: 1", ["2:1: found character '\\t' that cannot start any token"]),
+    "tab": (
+        "a:\n\tb: 1",
+        ["2:1: found character '\\t' that cannot start any token; indent with spaces"],
+    ),
     "null-byte": ("a: 1\nb: \0", ["2:4: the character U+0000 is not allowed"]),
     "surrogate": ("a: \ud800", ["1:4: the character U+D800 is not allowed"]),
     "escaped-surrogate": ('a: "\\ud800"', ["1:4: half a surrogate pair is no text"]),
@@ -334,7 +337,11 @@ MISREADINGS: dict[str, tuple[str, Callable[[Section], Any], str]] = {
         lambda s: s.strings("k"),
         "1:4: k must hold texts, not a mapping",
     ),
-    "empty-list": ("k: []", lambda s: s.strings("k"), "1:4: k must not be empty"),
+    "empty-list": (
+        "k: []",
+        lambda s: s.strings("k"),
+        "1:4: k must not be empty; give at least one text, or leave it out",
+    ),
     "not-mapping": ("k: [a]", lambda s: s.section("k"), "1:4: k must be a mapping, not a list"),
     "not-list": ("k: {}", lambda s: s.sections("k"), "1:4: k must be a list, not a mapping"),
     "not-mapping-in-list": (

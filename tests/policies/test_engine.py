@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.request import AccessRequest
-from policies.rules import Effect, Rule, load_policy_set
+from policies.rules import Effect, PolicySet, Rule, load_policy_set
 from tests.policies.asking import PROVIDERS, ask, policy_set_of
 
 YES, NO, BROKEN = "{tenant: acme}", "{tenant: beta}", "{client_address: 0.0.0.0/0}"
@@ -20,10 +19,12 @@ STATES = {"yes": YES, "no": NO, "broken": BROKEN, "absent": ""}
 REQUEST = ask(address="")
 
 
-def rule(effect: str, match: str, name: str = "") -> str:
+def rule(effect: str, match: str, name: str = "", *, more: str = "") -> str:
     """Return a rule as a line of YAML; of a `require`, `match` is what it requires."""
     key = "that" if effect == "require" else "match"
-    return f"  - {{id: {name or effect}, effect: {effect}, {key}: {match}}}\n"
+    if effect == "transform":
+        more += ", change: {system: Be kind.}"
+    return f"  - {{id: {name or effect}, effect: {effect}, {key}: {match}{more}}}\n"
 
 
 def judge(*rules: str, request: AccessRequest = REQUEST) -> Decision:
@@ -31,29 +32,35 @@ def judge(*rules: str, request: AccessRequest = REQUEST) -> Decision:
     return decide(policy_set_of("rules:\n" + "".join(rules)), request)
 
 
-def expected(deny: str, require: str, allow: str) -> tuple[Verdict, tuple[str, ...]]:
+def expected(
+    transform: str, deny: str, require: str, allow: str
+) -> tuple[Verdict, tuple[str, ...]]:
     """Return verdict and rules as the documentation has them, for the state of one rule each."""
-    if deny in {"yes", "broken"}:
-        return Verdict.DENY if deny == "yes" else Verdict.ERROR, ("deny",)
-    if require in {"no", "broken"}:
-        return Verdict.DENY if require == "no" else Verdict.ERROR, ("require",)
+    if deny == "yes" or (require == "no" and deny != "broken"):
+        return Verdict.DENY, ("deny",) if deny == "yes" else ("require",)
+    if transform == "broken":
+        return Verdict.ERROR, ("transform",)
+    if deny == "broken" or require == "broken":
+        return Verdict.ERROR, ("deny",) if deny == "broken" else ("require",)
     if allow == "yes":
         return Verdict.ALLOW, ("allow",)
     return Verdict.ERROR if allow == "broken" else Verdict.DENY, ()
 
 
 @pytest.mark.parametrize(
-    ("deny", "require", "allow"),
-    list(itertools.product(STATES, repeat=3)),
+    ("transform", "deny", "require", "allow"),
+    list(itertools.product(STATES, repeat=4)),
     ids=lambda state: state,
 )
-def test_precedence(deny: str, require: str, allow: str) -> None:
-    """The truth table of a deny, a require and an allow, each met, unmet, broken or absent."""
-    states = {"deny": deny, "require": require, "allow": allow}
+def test_precedence(transform: str, deny: str, require: str, allow: str) -> None:
+    """The truth table of a rule of each effect, each met, unmet, broken or absent: 256 cases."""
+    states = {"transform": transform, "deny": deny, "require": require, "allow": allow}
     rules = [rule(name, STATES[state]) for name, state in states.items() if state != "absent"]
-    for order in itertools.permutations(rules):
+    for order in (rules, rules[::-1]):
         decision = judge(*order)
-        assert (decision.verdict, decision.rules) == expected(deny, require, allow)
+        assert (decision.verdict, decision.rules) == expected(transform, deny, require, allow)
+        is_changed = decision.is_allowed and transform == "yes"
+        assert (decision.obligations is not None) is is_changed
         assert decision.is_allowed is (decision.verdict is Verdict.ALLOW)
         assert decision.is_allowed or (decision.message and decision.reasons)
 
@@ -136,7 +143,9 @@ def test_a_require_concerns_the_calls_it_matches() -> None:
     allow = rule("allow", YES)
     bound = "  - {{id: r, effect: require, match: {0}, that: {{stream: true}}}}\n"
     assert judge(allow, bound.format(NO)).is_allowed
-    assert judge(allow, bound.format(YES)).reasons == ("require 'r' is not met at stream",)
+    assert judge(allow, bound.format(YES)).reasons == (
+        "require 'r' is not met at stream: false is not true",
+    )
     assert judge(allow, bound.format(YES), request=ask(stream=True)).is_allowed
     assert judge(allow, bound.format(BROKEN)).verdict is Verdict.ERROR
     assert judge(allow, rule("require", "{stream: true}")).verdict is Verdict.DENY
@@ -152,12 +161,12 @@ REASONS: dict[str, tuple[list[str], dict[str, Any], tuple[str, ...]]] = {
             rule("allow", "{tenant: acme, provider: gemini, model: 'gpt-*'}", "c"),
         ],
         {},
-        ("no allow matched; nearest is 'b', which failed at model",),
+        ("no allow matched; nearest is 'b', which failed at model: 'gpt-5-mini' is not claude-*",),
     ),
     "nearest-tie": (
         [rule("allow", NO, "b"), rule("allow", NO, "a")],
         {},
-        ("no allow matched; nearest is 'a', which failed at tenant",),
+        ("no allow matched; nearest is 'a', which failed at tenant: 'acme' is not beta",),
     ),
     "nearest-nested": (
         [rule("allow", "{tenant: acme, not: {roles: engineer}}", "a")],
@@ -169,7 +178,8 @@ REASONS: dict[str, tuple[list[str], dict[str, Any], tuple[str, ...]]] = {
         {"address": "?"},
         (
             "allow 'a' failed: ValueError",
-            "no allow matched; nearest is 'a', which failed at client_address",
+            "no allow matched; nearest is 'a', which failed at client_address: '?' is not in "
+            "0.0.0.0/0",
         ),
     ),
     "deny": ([rule("allow", YES), rule("deny", YES, "d")], {}, ("deny 'd' matched",)),
@@ -181,7 +191,7 @@ REASONS: dict[str, tuple[list[str], dict[str, Any], tuple[str, ...]]] = {
     "require": (
         [rule("require", "{tenant: acme, max_tokens: {max: 5}}", "r")],
         {},
-        ("require 'r' is not met at max_tokens",),
+        ("require 'r' is not met at max_tokens: 1000 is not at most 5",),
     ),
 }
 
@@ -220,17 +230,13 @@ def test_a_body_that_hides_its_facts_is_denied(match: str, *, allowed: bool) -> 
     assert allowed or decision.verdict is Verdict.DENY
 
 
-@pytest.mark.parametrize(
-    ("effect", "field"),
-    [(Effect.ALLOW, "allows"), (Effect.REQUIRE, "requires")],
-    ids=["allow", "require"],
-)
-def test_nothing_passes_for_want_of_conditions(effect: Effect, field: str) -> None:
+@pytest.mark.parametrize("effect", [Effect.ALLOW, Effect.REQUIRE])
+def test_nothing_passes_for_want_of_conditions(effect: Effect) -> None:
     """A rule compiled without conditions, which no file can hold, allows and fulfils nothing."""
-    hollow = Rule(id="r", effect=effect, match=(), that=(), message="")
-    sound = policy_set_of("rules:\n" + (rule("allow", YES) if field == "requires" else "  []"))
-    changed: dict[str, Any] = {field: (hollow,)}
-    assert not decide(replace(sound, **changed), REQUEST).is_allowed
+    hollow = Rule(id="r", effect=effect, match=())
+    sound = policy_set_of("rules:\n" + (rule("allow", YES) if effect == "require" else "  []"))
+    changed = PolicySet.of([*sound.rules, hollow], (), PROVIDERS, "")
+    assert not decide(changed, REQUEST).is_allowed
 
 
 def test_a_decision_carries_the_digest_of_its_set() -> None:
@@ -243,3 +249,97 @@ def test_a_decision_carries_the_digest_of_its_set() -> None:
     for policy_set in sets:
         for request in (REQUEST, ask(), ask(is_parsed=False)):
             assert decide(policy_set, request).policy_digest == policy_set.digest
+
+
+SHADOWS: dict[str, tuple[list[str], Verdict, tuple[str, ...]]] = {
+    "deny": ([rule("allow", YES), rule("deny", YES, "d", more=", mode: shadow")], Verdict.DENY, ("d",)),
+    "require": (
+        [rule("allow", YES), rule("require", NO, "r", more=", mode: shadow")], Verdict.DENY, ("r",),
+    ),
+    "broken": (
+        [rule("allow", YES), rule("deny", BROKEN, "d", more=", mode: shadow")], Verdict.ERROR, ("d",),
+    ),
+    "allow": ([rule("allow", YES, "a", more=", mode: shadow")], Verdict.ALLOW, ("a",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "verdict", "ids"), SHADOWS.values(), ids=SHADOWS)
+def test_a_rule_in_shadow_only_says_what_it_would_do(
+    rules: list[str], verdict: Verdict, ids: tuple[str, ...]
+) -> None:
+    """The decision is that of the others; beside it stands what would have been decided."""
+    decision = judge(*rules)
+    assert decision.verdict == judge(*[each for each in rules if "shadow" not in each]).verdict
+    assert decision.would is not None
+    assert (decision.would.verdict, decision.would.rules) == (verdict, ids)
+    assert decision.would.reasons or verdict is Verdict.ALLOW
+
+
+def test_a_shadow_that_changes_nothing_says_nothing() -> None:
+    """Where enforcing would decide alike there is nothing to tell."""
+    quiet = rule("deny", NO, "d", more=", mode: shadow")
+    assert judge(rule("allow", YES), quiet).would is None
+
+
+def test_a_transform_in_shadow_changes_nothing_but_says_what_it_would() -> None:
+    """Its changes are told, and not made."""
+    shadow = "  - {id: t, effect: transform, match: {tenant: acme}, change: {system: Hi.}, mode: shadow}\n"
+    decision = judge(rule("allow", YES), shadow, request=ask(generates=True))
+    assert decision.obligations is None
+    assert decision.would is not None
+    assert decision.would.changes == ("t: system text of 3 characters",)
+
+
+def test_a_file_in_shadow_is_tried_as_a_whole() -> None:
+    """`mode: shadow` at a file's top holds for each of its rules and for no other file's."""
+    text = "mode: shadow\nrules:\n" + rule("deny", YES, "d")
+    both = load_policy_set([("a", "rules:\n" + rule("allow", YES)), ("b", text)], PROVIDERS)
+    decision = decide(both, REQUEST)
+    assert decision.is_allowed
+    assert decision.would is not None
+    assert decision.would.rules == ("d",)
+
+
+def test_a_whole_bundle_is_tried_beside_another() -> None:
+    """A candidate decides nothing: what it would decide is told beside the decision in force."""
+    running = policy_set_of("rules:\n" + rule("allow", YES))
+    candidate = policy_set_of("rules:\n" + rule("allow", NO, "b"))
+    decision = decide(running.trying(candidate), REQUEST)
+    assert decision.is_allowed
+    assert decision.policy_digest == running.digest
+    assert decision.would is not None
+    assert decision.would.verdict is Verdict.DENY
+    assert decide(running.trying(running), REQUEST).would is None
+
+
+PHI_RULE = "  - {id: p, effect: allow, match: {tenant: acme, labels: phi, purpose: treatment}}\n"
+ELIGIBLE = {"phi": True, "baa": True}
+PHI_CASES: dict[str, tuple[list[str], dict[str, Any], bool]] = {
+    "authorised": ([PHI_RULE], {}, True),
+    "sub-label": ([PHI_RULE.replace("phi,", "[phi, phi.mrn],")], {"labels": frozenset({"phi.mrn"})}, True),
+    "no-rule": ([], {}, False),
+    "other-purpose": ([PHI_RULE], {"purpose": "marketing"}, False),
+    "no-purpose": ([PHI_RULE], {"purpose": ""}, False),
+    "other-tenant": ([PHI_RULE], {"tenant": "beta"}, False),
+    "provider-not-eligible": ([PHI_RULE], {"vouched": {"baa": True}}, False),
+    "denied-all-the-same": ([PHI_RULE, rule("deny", YES)], {}, False),
+    "by-a-rule-for-everything": (
+        ["  - {id: w, effect: allow, match: {tenant: acme, labels: '*'}}\n"], {}, False,
+    ),
+    "not-phi": ([], {"labels": frozenset({"contract"}), "vouched": {}}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rules", "facts", "allowed"), PHI_CASES.values(), ids=PHI_CASES)
+def test_health_information_needs_an_authority_of_its_own(
+    rules: list[str], facts: dict[str, Any], *, allowed: bool
+) -> None:
+    """PHI passes by an allow that names it, its purpose and its tenant, to an eligible provider only."""
+    asked = ask(
+        **{"labels": frozenset({"phi"}), "purpose": "treatment", "vouched": ELIGIBLE, **facts}
+    )
+    decision = judge(rule("allow", '{tenant: "*"}', "everything"), *rules, request=asked)
+    assert decision.is_allowed is allowed
+    if not allowed and "deny" not in decision.rules:
+        assert decision.rules == ("phi",)
+        assert decision.reasons

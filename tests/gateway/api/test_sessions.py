@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from gateway.api.deposits import (
 )
 from gateway.api.ledger import SessionLedger
 from gateway.api.quiet import serve
+from gateway.api.receipts import Receipts
 from gateway.api.sessions import SessionsApi
 from gateway.audit.event import (
     Event,
@@ -154,6 +156,7 @@ class House:
             sessions_url="http://sessions",
             clock=self.clock,
             deposit_keys=DepositKeys(DepositKeyRing("test"), SIGNER, self.clock),
+            receipts=Receipts(Path("/nonexistent"), SIGNER, self.clock),
             development=None,
             is_draining=lambda: self.is_draining,
         )

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from gateway.audit import journal as journal_module
+from gateway.audit import writer as writer_module
 from gateway.audit.checkpoint import Checkpoint
 from gateway.audit.event import SessionRefused
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.verify import ExitCode, verify_path
-from gateway.clock import SystemClock
 from gateway.telemetry.logs import configure_logs, get_log
-from tests.gateway.audit.conftest import SIGNER, appended, started
+from tests.gateway.audit.conftest import SIGNER, appended, open_log, started
 
 Open = Callable[..., Journal]
 ROOT = Path(__file__).parents[3]
@@ -72,7 +72,7 @@ async def test_segments_are_cut_and_go_on(
     open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full segment is followed by another that is named after its first event."""
-    monkeypatch.setattr(journal_module, "MAX_SEGMENT_BYTES", 500)
+    monkeypatch.setattr(writer_module, "MAX_SEGMENT_BYTES", 500)
     journal = open_journal()
     for number in range(20):
         assert await appended(journal, started(str(number))) is None
@@ -89,17 +89,17 @@ async def test_a_quiet_log_is_signed_in_time(
     open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last events do not wait for the next ones to be signed."""
-    monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "CHECKPOINT_SECONDS", 0.01)
     signed = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = Checkpoint.sign
+    real = Checkpoint.to_text
 
-    def telling(checkpoint: Checkpoint, signer: Any) -> str:
+    def telling(checkpoint: Checkpoint) -> str:
         if checkpoint.size == 2:
             loop.call_soon_threadsafe(signed.set)
-        return real(checkpoint, signer)
+        return real(checkpoint)
 
-    monkeypatch.setattr(Checkpoint, "sign", telling)
+    monkeypatch.setattr(Checkpoint, "to_text", telling)
     journal = open_journal()
     await appended(journal, started())
     async with asyncio.timeout(5):
@@ -109,10 +109,7 @@ async def test_a_quiet_log_is_signed_in_time(
 
 async def _fill(folder: Path) -> None:
     """Write until the log takes no more; print how many events were acknowledged."""
-    journal = Journal.open(
-        folder, origin="test/log", signer=SIGNER, clock=SystemClock(),
-        loop=asyncio.get_running_loop(),
-    )  # fmt: skip
+    journal = open_log(folder)
     acknowledged = 0
     while await appended(journal, started(str(acknowledged))) is None:
         acknowledged += 1
@@ -169,8 +166,8 @@ async def test_no_descriptor_left(
     open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a free descriptor events are recorded and signed as ever; what waits is made up for."""
-    monkeypatch.setattr(journal_module, "MAX_SEGMENT_BYTES", 500)
-    monkeypatch.setattr(journal_module, "CHECKPOINT_EVENTS", 1)
+    monkeypatch.setattr(writer_module, "MAX_SEGMENT_BYTES", 500)
+    monkeypatch.setattr(writer_module, "CHECKPOINT_EVENTS", 1)
     journal = open_journal()
     assert await appended(journal, started()) is None
     with no_descriptors():
@@ -198,17 +195,17 @@ async def test_the_copy_is_made_up_for_in_a_quiet_log(
     open_journal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A note that found no descriptor is published when there is one, without waiting for events."""
-    monkeypatch.setattr(journal_module, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "CHECKPOINT_SECONDS", 0.01)
     published = asyncio.Event()
     loop = asyncio.get_running_loop()
-    real = Checkpoint.sign
+    real = Checkpoint.to_text
 
-    def telling(checkpoint: Checkpoint, signer: Any) -> str:
+    def telling(checkpoint: Checkpoint) -> str:
         if checkpoint.size == 2:
             loop.call_soon_threadsafe(published.set)
-        return real(checkpoint, signer)
+        return real(checkpoint)
 
-    monkeypatch.setattr(Checkpoint, "sign", telling)
+    monkeypatch.setattr(Checkpoint, "to_text", telling)
     journal = open_journal()
     latest = tmp_path / "audit/log/checkpoint"
     with no_descriptors():
@@ -223,23 +220,23 @@ async def test_the_copy_is_made_up_for_in_a_quiet_log(
 
 def _break_writes(journal: Journal) -> None:
     read_only = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(read_only, journal._writer._fd)
+    os.dup2(read_only, journal._log.writer._fd)
     os.close(read_only)
 
 
 def _break_syncs(journal: Journal) -> None:
     reader, writer = os.pipe()  # takes bytes, but cannot be synced
-    os.dup2(writer, journal._writer._fd)
+    os.dup2(writer, journal._log.writer._fd)
     os.close(writer)
     os.set_inheritable(reader, False)
 
 
 def _remove(journal: Journal) -> None:
-    journal._writer._path.unlink()
+    journal._log.writer._segment.unlink()
 
 
 def _replace(journal: Journal) -> None:
-    path = journal._writer._path
+    path = journal._log.writer._segment
     path.with_suffix(".new").touch()
     path.with_suffix(".new").replace(path)
 

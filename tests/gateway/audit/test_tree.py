@@ -1,9 +1,21 @@
 """The Merkle tree against the vectors of Certificate Transparency and a naive reading of RFC 6962."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.audit.tree import EMPTY_ROOT, Frontier, leaf_hash, node_hash
+from gateway.audit.tree import (
+    EMPTY_ROOT,
+    Frontier,
+    Nodes,
+    ProofRefused,
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+    node_hash,
+    verify_consistency,
+    verify_inclusion,
+)
 
 # The leaves and roots of certificate-transparency's merkle_tree_test.
 LEAVES = [
@@ -57,3 +69,66 @@ def test_agrees_with_the_recursive_definition(leaves: list[bytes]) -> None:
     for leaf in leaves:
         tree.append(leaf)
     assert tree.root() == naive_root(leaves)
+
+
+def nodes_of(leaves: list[bytes]) -> Nodes:
+    """Return a function that knows every node, by definition."""
+    return lambda level, index: naive_root(leaves[index << level : (index + 1) << level])
+
+
+@given(st.lists(st.binary(max_size=4), min_size=1, max_size=40), st.data())
+def test_a_leaf_is_proved_at_its_index_and_nowhere_else(
+    leaves: list[bytes], data: st.DataObject
+) -> None:
+    """An inclusion proof leads from its leaf to the root, and from no other leaf, index or size."""
+    index = data.draw(st.integers(0, len(leaves) - 1))
+    root, leaf, size = naive_root(leaves), leaf_hash(leaves[index]), len(leaves)
+    proof = inclusion_proof(index, size, nodes_of(leaves))
+    verify_inclusion(leaf, index, size, proof, root)
+    for bad_leaf, bad_index, bad_size, bad_proof in (
+        (leaf_hash(leaves[index] + b"!"), index, size, proof),
+        (leaf, size, size, proof),
+        (leaf, -1, size, proof),
+        (leaf, index, size, [*proof, root]),
+        (leaf, index, size * 2 + 1, proof),
+        *(
+            (leaf, index, size, [*proof[:at], bytes(32), *proof[at + 1 :]])
+            for at in range(len(proof))
+        ),
+        *((leaf, index, size, proof[:at]) for at in range(len(proof))),
+    ):
+        with pytest.raises(ProofRefused):
+            verify_inclusion(bad_leaf, bad_index, bad_size, bad_proof, root)
+
+
+@given(st.lists(st.binary(max_size=4), max_size=40), st.data())
+def test_a_tree_is_proved_to_begin_with_an_older_one(
+    leaves: list[bytes], data: st.DataObject
+) -> None:
+    """A consistency proof leads between the two roots; any other hash in it or behind it is refused."""
+    old, size = data.draw(st.integers(0, len(leaves))), len(leaves)
+    before, after = naive_root(leaves[:old]), naive_root(leaves)
+    proof = consistency_proof(old, size, nodes_of(leaves))
+    verify_consistency(old, before, size, after, proof)
+    for bad_before, bad_proof in (
+        (bytes(32), proof),
+        (before, [*proof, after]),
+        *((before, [*proof[:at], bytes(32), *proof[at + 1 :]]) for at in range(len(proof))),
+        *((before, proof[:at]) for at in range(len(proof))),
+    ):
+        with pytest.raises(ProofRefused):
+            verify_consistency(old, bad_before, size, after, bad_proof)
+    with pytest.raises(ProofRefused):
+        verify_consistency(size + 1, after, size, after, [])
+
+
+@given(st.lists(st.binary(max_size=4), max_size=40), st.data())
+def test_a_frontier_can_begin_anywhere(leaves: list[bytes], data: st.DataObject) -> None:
+    """A frontier made from nodes goes on as the one that saw every leaf."""
+    at = data.draw(st.integers(0, len(leaves)))
+    tree = Frontier.at(at, nodes_of(leaves))
+    for leaf in leaves[at:]:
+        tree.append(leaf)
+    assert tree.root() == naive_root(leaves)
+    with pytest.raises(ValueError, match="root for each bit"):
+        Frontier(at + 1, tree.roots[:0])

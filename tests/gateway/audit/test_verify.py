@@ -13,35 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import cli
-from gateway.audit import journal as journal_module
+from gateway.audit import writer as writer_module
 from gateway.audit.checkpoint import Checkpoint
-from gateway.audit.event import CallStart
-from gateway.audit.journal import Journal
+from gateway.audit.files import LogFiles
 from gateway.audit.tree import Frontier
-from gateway.audit.verify import ExitCode, verify_path
-from gateway.clock import SystemClock
-from keys.signing import Signer
-from tests.gateway.audit.conftest import SIGNER, appended, ended, started
+from gateway.audit.trust import LogKeys
+from gateway.audit.verify import ExitCode, Trust, verify_path
+from keys.signing import Signer, Verifier
+from tests.gateway.audit.conftest import SIGNER, appended, begun, ended, open_log, started
 
-MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "vkey")
-
-
-def begun(call: str) -> CallStart:
-    """Return the start of a call."""
-    return CallStart(
-        call=call, tenant="acme", issuer="i", subject="s", session="x", provider="openai",
-        operation="chat", dialect="openai", model="m", stream=False, max_tokens=0, request_bytes=1,
-        client_address="127.0.0.1", rules=("r",), policy="sha256:0", credential="f", upstream="u",
-    )  # fmt: skip
+MARKS = ("seg", "checkpoint", "checkpoints.jsonl", "delegation")
 
 
-async def _write(folder: Path) -> None:
-    loop = asyncio.get_running_loop()
-    journal = Journal.open(
-        folder, origin="test/log", signer=SIGNER, clock=SystemClock(),
-        loop=loop,
-    )  # fmt: skip
-    for call in ("c1", "c2"):
+DRAWN: list[LogKeys] = []
+"""The keys of the log that the tests spoil; its writer has forgotten them."""
+
+
+async def _write(folder: Path, drawn: list[LogKeys]) -> None:
+    journal = open_log(folder, drawn=drawn)
+    for call in (f"{folder.name}1", f"{folder.name}2"):
         await appended(journal, begun(call))
         await appended(journal, started())
         await appended(journal, ended(call))
@@ -53,9 +43,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed log of nine events in three segments with several checkpoints."""
     folder = tmp_path_factory.mktemp("written") / "log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "MAX_SEGMENT_BYTES", 900)
-        patch.setattr(journal_module, "CHECKPOINT_EVENTS", 3)
-        asyncio.run(_write(folder))
+        patch.setattr(writer_module, "MAX_SEGMENT_BYTES", 900)
+        patch.setattr(writer_module, "CHECKPOINT_EVENTS", 3)
+        asyncio.run(_write(folder, DRAWN))
     assert len(list((folder / "seg").iterdir())) > 2
     return folder
 
@@ -129,9 +119,8 @@ def test_what_is_left_of_a_log_is_found(
 ) -> None:
     """Whatever one or two parts of a log are left beside a whole one, they are found and not enough."""
     folder = tmp_path / "audit"
-    shutil.copytree(written, folder / "whole")
+    asyncio.run(_write(folder / "whole", []))
     shutil.copytree(written, folder / "robbed")
-    shutil.copy(written / "vkey", folder / "vkey")
     for part in set(MARKS) - set(left):
         found = folder / "robbed" / part
         shutil.rmtree(found) if found.is_dir() else found.unlink()
@@ -139,7 +128,7 @@ def test_what_is_left_of_a_log_is_found(
     whole, robbed = sorted(report.logs, key=lambda log: log.path != "whole")
     assert whole.exit_code is ExitCode.VERIFIED
     assert robbed.exit_code is not ExitCode.VERIFIED
-    if "seg" not in left and left != ("vkey",):
+    if "seg" not in left and left != ("delegation",):
         assert robbed.exit_code is ExitCode.TAMPERED
 
 
@@ -212,9 +201,9 @@ def test_two_logs_do_not_mix(written: Path, tmp_path: Path) -> None:
     """A log's event put at the same index of another log of the same key is found."""
     other = tmp_path / "log"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "MAX_SEGMENT_BYTES", 900)
-        patch.setattr(journal_module, "CHECKPOINT_EVENTS", 3)
-        asyncio.run(_write(other))
+        patch.setattr(writer_module, "MAX_SEGMENT_BYTES", 900)
+        patch.setattr(writer_module, "CHECKPOINT_EVENTS", 3)
+        asyncio.run(_write(other, []))
     for path in files(written):
         if path.suffix == ".jsonl":
             shutil.copy(path, other / path.relative_to(written))
@@ -227,26 +216,31 @@ def _half_a_line(log: Path) -> None:
         file.write(b'{"v":1,"origin":"test/log","ts":"2026-01-01T00:00:00.0')
 
 
+def _published(note: str) -> str:
+    text = note.partition("\n\n")[0] + "\n"
+    return note + DRAWN[0].clock.cosign(text, 1_700_000_000)
+
+
 def _unsigned_seal(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines(keepends=True)
     (log / "checkpoints.jsonl").write_bytes(b"".join(lines[:-1]))
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _half_a_checkpoint(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines(keepends=True)
     (log / "checkpoints.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _checkpoint_behind(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines()
-    (log / "checkpoint").write_text(json.loads(lines[-2]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[-2])))
 
 
 def _checkpoint_far_behind(log: Path) -> None:
     lines = (log / "checkpoints.jsonl").read_bytes().splitlines()
-    (log / "checkpoint").write_text(json.loads(lines[0]))
+    (log / "checkpoint").write_text(_published(json.loads(lines[0])))
 
 
 def _no_checkpoint_yet(log: Path) -> None:
@@ -293,3 +287,79 @@ def test_the_command(written: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = run(cli.main, ["audit", "verify", str(tmp_path / "empty"), "--key", SIGNER.vkey])
     assert empty.exit_code == 2
+
+
+def trusting(note: str) -> Trust:
+    """Return the trust of whoever has verified a checkpoint before."""
+    return Trust(
+        deployment=Verifier.from_vkey(SIGNER.vkey), is_given=True, trusted={"test/log": note}
+    )
+
+
+def test_goes_on_from_a_trusted_checkpoint(written: Path) -> None:
+    """Of a log that was verified before only what came since is read, and the calls still add up."""
+    notes = LogFiles(written).notes()
+    for note in notes:
+        report = verify_path(written, trust=trusting(note))
+        assert report.exit_code is ExitCode.VERIFIED, list(report.to_lines())
+        (log,) = report.logs
+        assert log.begin == Checkpoint.claimed_by(note).size
+        assert log.events == 8
+
+
+@pytest.mark.parametrize("size", [3, 8, 100])
+def test_two_contradicting_notes_are_shown(written: Path, size: int) -> None:
+    """A checkpoint that somebody holds and the log does not have is tampering; both notes are printed."""
+    held = Checkpoint("test/log", size, bytes(32)).sign(DRAWN[0].log)
+    report = verify_path(written, trust=trusting(held))
+    assert report.exit_code is ExitCode.TAMPERED
+    (log,) = report.logs
+    assert log.evidence == [held, LogFiles(written).notes()[-1]]
+    assert held.splitlines()[2] in "\n".join(report.to_lines())
+
+
+def test_a_log_that_is_gone_though_a_checkpoint_of_it_is_held(tmp_path: Path) -> None:
+    """Whoever holds a checkpoint of a log misses the log."""
+    held = Checkpoint("test/log", 3, bytes(32)).sign(DRAWN[0].log)
+    report = verify_path(tmp_path, trust=trusting(held))
+    assert report.exit_code is ExitCode.TAMPERED
+    assert report.evidence == [held]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "delegation"])
+def test_stripped_signatures(written: Path, tmp_path: Path, name: str) -> None:
+    """A note without its signatures is worth nothing, whatever it says."""
+    shutil.copytree(written, tmp_path / "log")
+    file = tmp_path / "log" / name
+    file.write_text(file.read_text().partition("\n\n")[0] + "\n")
+    assert verdict(tmp_path / "log") is ExitCode.TAMPERED
+
+
+def test_checkpoints_stripped_of_their_signatures(written: Path, tmp_path: Path) -> None:
+    """A list of unsigned checkpoints is not one of signed ones."""
+    shutil.copytree(written, tmp_path / "log")
+    unsigned = [note.partition("\n\n")[0] + "\n\n" for note in LogFiles(written).notes()]
+    (tmp_path / "log/checkpoints.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in unsigned)
+    )
+    assert verdict(tmp_path / "log") is ExitCode.TAMPERED
+
+
+def test_a_log_that_should_live_and_was_not_signed_lately(tmp_path: Path, written: Path) -> None:
+    """A log without a seal is stale when its last signature is too old; a sealed one never is."""
+    shutil.copytree(written, tmp_path / "log")
+    _unsigned_seal(tmp_path / "log")
+    (segment,) = [
+        path for path in (tmp_path / "log/seg").iterdir() if b"log.sealed" in path.read_bytes()
+    ]
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join(lines[:-1]))
+    for not_before, code in (
+        (1_700_000_000, ExitCode.VERIFIED),
+        (1_700_000_001, ExitCode.INCOMPLETE),
+    ):
+        trust = Trust(
+            deployment=Verifier.from_vkey(SIGNER.vkey), is_given=True, not_before=not_before
+        )
+        assert verify_path(tmp_path / "log", trust=trust).exit_code is code
+        assert verify_path(written, trust=trust).exit_code is ExitCode.VERIFIED

@@ -19,6 +19,8 @@ CHAT = b"/openai/v1/chat/completions"
 RESPONSES = b"/openai/v1/responses"
 BATCHES = b"/anthropic/v1/messages/batches"
 MESSAGES = b"/anthropic/v1/messages"
+COUNT = b"/gemini/v1beta/models/gemini-3:countTokens"
+EMBED = b"/gemini/v1beta/models/gemini-3:batchEmbedContents"
 GENERATE = b"/gemini/v1beta/models/gemini-3:generateContent"
 
 
@@ -65,13 +67,85 @@ TOOLS: list[tuple[bytes, dict[str, Any], tuple[str, ...]]] = [
     (GENERATE, {"tools": [{"function_declarations": [{"name": "run"}]}]}, ("run",)),
     (GENERATE, {"tools": [{"googleSearch": {}}, {"url_context": {}}]}, ("googleSearch", "urlContext")),
     (CHAT, {"tools": None, "functions": None}, ()),
+    (CHAT, {"web_search_options": {}}, ("web_search",)),
+    (CHAT, {"web_search_options": None}, ()),
+    (RESPONSES, {"tools": [{"type": "mcp", "server_label": "git"}]}, ("mcp:git",)),
+    (RESPONSES, {"prompt": {"id": "pmpt_1"}}, ("prompt",)),
+    (MESSAGES, {"mcp_servers": [{"type": "url", "name": "git"}]}, ("mcp:git",)),
+    (MESSAGES, {"tools": [{"type": "mcp_toolset", "mcp_server_name": "git"}]}, ("mcp:git",)),
+    (MESSAGES, {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, ("web_search",)),
+    (MESSAGES, {"tools": [{"type": "code_execution_20250825"}]}, ("code_execution_20250825",)),
+    (GENERATE, {"cachedContent": "cachedContents/1"}, ("cachedContent",)),
+    (GENERATE, {"cached_content": "cachedContents/1"}, ("cachedContent",)),
+    (COUNT, {"generateContentRequest": {"tools": [{"googleSearch": {}}]}}, ("googleSearch",)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("target", "body", "tools"), TOOLS)
 def test_tools(target: bytes, body: dict[str, Any], tools: tuple[str, ...]) -> None:
     """Every tool that a call may use is counted, in whatever form its dialect gives."""
-    assert read(target, {"model": "m", **body}).tools == tools
+    assert (
+        read(target, body if target.startswith(b"/gemini") else {"model": "m", **body}).tools
+        == tools
+    )
+
+
+SERVER_TOOLS: list[tuple[bytes, dict[str, Any], tuple[str, ...]]] = [
+    (RESPONSES, {"tools": [{"type": "function", "name": "run"}, {"type": "local_shell"}]}, ()),
+    (
+        RESPONSES,
+        {"tools": [{"type": "web_search"}, {"type": "mcp", "server_label": "g"}]},
+        ("web_search", "mcp:g"),
+    ),
+    (MESSAGES, {"tools": [{"name": "run"}, {"type": "bash_20250124", "name": "bash"}]}, ()),
+    (
+        MESSAGES,
+        {"tools": [{"type": "web_fetch_1", "name": "web_fetch"}], "mcp_servers": [{"name": "g"}]},
+        ("web_fetch", "mcp:g"),
+    ),
+    (
+        GENERATE,
+        {"tools": [{"functionDeclarations": [{"name": "run"}], "codeExecution": {}}]},
+        ("codeExecution",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("target", "body", "tools"), SERVER_TOOLS)
+def test_tools_that_the_provider_runs(
+    target: bytes, body: dict[str, Any], tools: tuple[str, ...]
+) -> None:
+    """What runs at the provider, out of the caller's sight, is told apart from what the caller runs."""
+    assert read(target, body).server_tools == tools
+
+
+KEPT: list[tuple[bytes, dict[str, Any], bool]] = [
+    (RESPONSES, {}, True),
+    (RESPONSES, {"store": None}, True),
+    (RESPONSES, {"store": False}, False),
+    (CHAT, {}, False),
+    (CHAT, {"store": True}, True),
+    (MESSAGES, {}, False),
+]
+
+
+@pytest.mark.parametrize(("target", "body", "kept"), KEPT)
+def test_what_the_provider_keeps(target: bytes, body: dict[str, Any], *, kept: bool) -> None:
+    """Whether an answer is kept is what the API does with what the body says, or does not say."""
+    assert read(target, body).store is kept
+
+
+GENERATES: list[tuple[bytes, bool]] = [
+    (CHAT, True), (RESPONSES, True), (MESSAGES, True), (GENERATE, True), (COUNT, False),
+    (b"/openai/v1/chat/completions/chatcmpl-1", False), (b"/openai/v1/responses/compact", False),
+    (b"/anthropic/v1/messages/count_tokens", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "generates"), GENERATES)
+def test_what_a_model_answers(target: bytes, *, generates: bool) -> None:
+    """Only calls that a model writes an answer to are such calls."""
+    assert read(target, {}).generates is generates
 
 
 LIMITS: list[tuple[bytes, dict[str, Any], int]] = [
@@ -110,6 +184,14 @@ REFUSED: list[tuple[bytes, bytes]] = [
     (GENERATE, b'{"generationConfig":{"maxOutputTokens":true}}'),
     (GENERATE, b'{"tools":[{"functionDeclarations":[{"name":"a","name":"b"}]}]}'),
     (GENERATE, b'{"tools":[{"functionDeclarations":[],"function_declarations":[]}]}'),
+    (CHAT, b'{"model":" gpt-5"}'),
+    (CHAT, b'{"model":"gpt-5\\u0000"}'),
+    (CHAT, b'{"model":"a","Store":true}'),
+    (MESSAGES, b'{"model":"a","mcp_servers":[{"name":"a","name":"b"}]}'),
+    (GENERATE, b'{"model":"models/gemini-2"}'),
+    (GENERATE, b'{"cachedContent":"a","cached_content":"b"}'),
+    (COUNT, b'{"generateContentRequest":{"model":"models/gemini-2"}}'),
+    (EMBED, b'{"requests":[{"model":"models/gemini-3"},{"model":"models/gemini-2"}]}'),
     (BATCHES, b'{"requests":[{"params":{"model":"a","model":"b"}}]}'),
     (BATCHES, b'{"requests":[{"params":{"model":"a"},"params":{"model":"b"}}]}'),
     (BATCHES, b'{"requests":[{"params":{"model":"a"},"Params":{"model":"b"}}]}'),
