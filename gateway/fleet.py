@@ -253,22 +253,22 @@ class FleetMember:
     async def _meet(self) -> None:
         """Reach the store, make good what was missed, and grant a lease."""
         meeting = await self._store.meet()
-        has_forgotten = meeting.is_new or self._epoch not in {b"", meeting.epoch}
+        has_forgotten = self._epoch not in {b"", meeting.epoch}
         gone = 0
         if self._may_have_missed or meeting.epoch != self._epoch:
-            gone = await self._make_good(meeting, has_forgotten=has_forgotten)
+            gone = await self._make_good(meeting, tells_kills=has_forgotten or meeting.is_new)
         await self._tell_owed()
         asked_at = await self._hear(waits=False)
         await self._record_met(meeting, has_forgotten=has_forgotten, gone=gone)
         self._has_met = True
         self._grant(asked_at)
 
-    async def _make_good(self, meeting: Meeting, *, has_forgotten: bool) -> int:
+    async def _make_good(self, meeting: Meeting, *, tells_kills: bool) -> int:
         """Learn all anew, events apart that are still to be heard; return how many sessions are gone."""
         self._may_have_missed = False  # what goes wrong from here on says so again
         try:
             gone = await self._compare()
-            await self._take_kills(has_forgotten=has_forgotten)
+            await self._take_kills(tells_kills=tells_kills)
         except StoreUnavailable:
             self._may_have_missed = True
             raise
@@ -357,10 +357,10 @@ class FleetMember:
             self._kills[kill_id] = data
         self._on_kill(kill_id, data)
 
-    async def _take_kills(self, *, has_forgotten: bool) -> None:
+    async def _take_kills(self, *, tells_kills: bool) -> None:
         """Learn what stands; where the store has forgotten, what stood here stands again."""
         standing = dict(await self._store.standing_kills())
-        if has_forgotten:
+        if tells_kills:
             for kill_id, data in self._kills.items():
                 if standing.setdefault(kill_id, data) is data:
                     await self._store.place_kill(kill_id, data)

@@ -26,6 +26,7 @@ from gateway.identity.tokens import KeySet
 from gateway.passwords import read_password
 from gateway.store.connection import check_tls_files
 from gateway.tls import client_context, server_context
+from policies.analysis import findings
 from policies.document import Fault
 from policies.quota import Budget
 from policies.rules import PolicySet
@@ -71,6 +72,7 @@ def check_deployment(path: Path) -> list[str]:
         f"{config.workers} workers",
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
+    lines += map(str, findings(policy_set))
     lines.append(f"audit {config.audit.directory}: durability {config.audit.durability}")
     if config.audit.durability != Durability.STRICT:
         lines.append("warning: calls do not wait for their records; a crash may lose some")

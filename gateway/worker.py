@@ -165,6 +165,7 @@ class Worker:
         reason = await self._stopped
         self._is_listening = False
         await self._drain(reason)
+        await self._recorder.settle()
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
         self._record_counted()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.audit.event import CallDenied, CallEnd, CallStart, RefusalsCounted
-from gateway.audit.journal import AuditUnavailable
+from gateway.audit.journal import MAX_EVENT_BYTES, AuditUnavailable
 from gateway.audit.refusals import REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, RefusalBudget
 from gateway.errors import Refused
 from gateway.execution import BodyLimits, Execution
@@ -282,6 +283,26 @@ def test_what_was_asked_can_be_asked_again(house: House) -> None:
     again = decide(house.policy_set, from_record(denied.facts))
     assert (again.verdict, again.rules) == ("deny", denied.rules)
     assert again.reasons == denied.reasons
+
+
+@pytest.mark.parametrize("effect", ["deny", "transform"])
+def test_no_call_is_too_odd_to_be_recorded(house: House, effect: str) -> None:
+    """However many and long the names of tools, and however many rules refuse, the event fits the log."""
+    change = ", change: {tools: {only: [x]}, system: y}" if effect == "transform" else ""
+    rules = "".join(
+        f"  - {{id: r{n:03}-{'x' * 50}, effect: {effect}, match: {{tools: '*', stream: false}}{change}}}\n"
+        for n in range(200)
+    )
+    allow = "rules:\n  - {id: a, effect: allow, match: {tenant: acme}}\n"
+    house.execution.use(load_policy_set([("p", allow + rules)], Known.of({"openai": DIALECT})))
+    tools = [{"type": "function", "function": {"name": f"{n}" + "\x01" * 250}} for n in range(1000)]
+    body = json.dumps({"model": "m", "messages": [], "tools": tools}).encode()
+    (event,) = [
+        each.event for each in house.tell(answers={ReadBody: body})
+        if isinstance(each, Record) and isinstance(each.event, CallStart | CallDenied)
+    ]  # fmt: skip
+    assert len(msgspec.json.encode(event)) < MAX_EVENT_BYTES - 1024
+    assert event.facts["truncated"] == ["tools"]
 
 
 def test_another_policy_set_decides_from_then_on(house: House) -> None:
