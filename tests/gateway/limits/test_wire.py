@@ -15,6 +15,7 @@ from gateway.limits.breaker import FAILURES, PROBE_SECONDS, Breaker
 from gateway.limits.redis_store import ADMIT, SCRIPTS
 from gateway.limits.wire import MAX_WAITING, Away, Endpoint, Wire
 from gateway.tls import client_context
+from tests.simulators.gateway import free_port
 from tests.simulators.redis import MEMORY_ONLY, RedisServer
 
 
@@ -130,14 +131,16 @@ async def test_an_acl_user_over_tls(tmp_path: Path) -> None:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[RedisServer]]:
     """A Redis Cluster of two, each with half of the slots."""
-    settings = MEMORY_ONLY | {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
+    common = MEMORY_ONLY | {"cluster-enabled": "yes", "cluster-require-full-coverage": "no"}
+    # Without a port of its own the bus of a node takes one that another test may have.
+    buses = [str(free_port()) for _ in range(2)]
     with (
-        RedisServer(tmp_path / "one", settings=settings) as one,
-        RedisServer(tmp_path / "two", settings=settings) as two,
+        RedisServer(tmp_path / "one", settings=common | {"cluster-port": buses[0]}) as one,
+        RedisServer(tmp_path / "two", settings=common | {"cluster-port": buses[1]}) as two,
     ):
         one.ask("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
         two.ask("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
-        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port), buses[1])
         yield [one, two]
 
 
