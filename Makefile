@@ -14,7 +14,7 @@ demo: $(VENV)/demo.ok
 test: $(VENV)/dev.ok tests/npm/node_modules lint
 	command -v curl && command -v gcore && command -v redis-server && command -v redis-cli && command -v go || { \
 	  apt-get update && apt-get install -y curl gdb redis-server golang-go golang-golang-x-mod-dev; }
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/dev.ok
 	$(BIN)/ruff check .

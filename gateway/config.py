@@ -146,10 +146,10 @@ _USUALLY_REQUIRED = (Protection.NO_SWAP, Protection.NO_KEY_LOG, Protection.NO_DE
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):
-    """Where open sessions are kept: in `memory`, or in a `redis` at `url` that replicas share.
+    """Where sessions are kept and limits counted: in `memory`, or in a `redis` that replicas share.
 
-    `staleness` and `timeout` in seconds. `url` names no credentials; `host`, `port`, `database` and
-    `is_tls` are what it says.
+    `staleness`, `timeout` and `limits_timeout` in seconds. `url` names no credentials; `host`, `port`,
+    `database` and `is_tls` are what it says.
     """
 
     backend: str
@@ -167,6 +167,8 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     staleness: float
     timeout: float
     connections: int
+    limits_timeout: float
+    replicas: int
     allow_persistent_store: str = ""
 
     @property
@@ -548,6 +550,9 @@ def _store(section: Section, paths: _Paths) -> Store:
         section.fault("staleness", "must be between 1s and 60s")
     if not 0.01 <= timeout <= staleness / 2:
         section.fault("timeout", "must be between 10ms and half of staleness")
+    limits_timeout = section.duration("limits_timeout", "100ms")
+    if not 0.005 <= limits_timeout <= 5:
+        section.fault("limits_timeout", "must be between 5ms and 5s")
     namespace = section.string("namespace", "veklom")
     if not _NAME.fullmatch(namespace):
         section.fault("namespace", "must be 1 to 32 of a-z, 0-9 and '-'")
@@ -568,6 +573,8 @@ def _store(section: Section, paths: _Paths) -> Store:
         staleness=staleness,
         timeout=timeout,
         connections=section.integer("connections", 16, low=2, high=1024),
+        limits_timeout=limits_timeout,
+        replicas=section.integer("replicas", 1, low=1, high=1000),
         allow_persistent_store=section.string("allow_persistent_store", ""),
     )
     section.finish()

@@ -19,6 +19,7 @@ No I/O.
 
 import secrets
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -33,8 +34,9 @@ from gateway.identity.session_tokens import SessionTokenVerifier, session_secret
 from gateway.identity.sessions import KeyLease, Session, SessionTable
 from gateway.identity.slots import find_credentials, query_has_credential
 from gateway.identity.tokens import KeysNeeded, TokenVerifier
-from gateway.limits.headers import rate_limit_headers
-from gateway.limits.memory_store import MemoryLimiter, Reservation
+from gateway.limits.estimates import expected_usage, priced, true_usage
+from gateway.limits.headers import degraded_header, rate_limit_headers
+from gateway.limits.reservation import Reservation
 from gateway.problems import problem_from
 from gateway.providers.bodies import MAX_NAME, checked_model
 from gateway.providers.dialect import BodyKind, Dialect
@@ -46,6 +48,8 @@ from gateway.providers.routes import Route, RouteTable, TargetRefused
 from gateway.providers.stream_usage import request_usage
 from gateway.response import Header, ResponseGuard
 from gateway.story import (
+    Admission,
+    Admit,
     Answer,
     AwaitKeys,
     AwaitSession,
@@ -54,6 +58,7 @@ from gateway.story import (
     Exchange,
     Finish,
     Forward,
+    Limiter,
     PeekBody,
     ReadBody,
     Record,
@@ -66,8 +71,10 @@ from policies.decision import Decision, Verdict
 from policies.engine import decide
 from policies.facts import to_record
 from policies.kills import KillTable
+from policies.limits import demands
 from policies.obligations import Obligations
-from policies.quota import QuotaStatus
+from policies.prices import PriceTable
+from policies.quota import NOTHING, QuotaStatus, Usage
 from policies.request import AccessRequest, ModelCall, Principal
 from policies.rules import PolicySet
 
@@ -79,7 +86,8 @@ class _Call:
 
     __slots__ = (
         "asked", "began", "body", "call_id", "client_address", "decided_us", "decision", "dialect",
-        "facts", "inspect", "position", "principal", "reservation", "route", "session", "statuses",
+        "expected", "facts", "inspect", "position", "prices", "principal", "reservation", "route",
+        "session", "statuses",
     )  # fmt: skip
 
     def __init__(self, call_id: str, began: float, client_address: str) -> None:
@@ -96,6 +104,8 @@ class _Call:
         self.facts: Facts = {}
         self.decision: Decision | None = None
         self.decided_us = 0
+        self.prices = PriceTable()
+        self.expected = NOTHING
         self.reservation: Reservation | None = None
         self.statuses: tuple[QuotaStatus, ...] = ()
         self.position = ""
@@ -105,6 +115,8 @@ class _Call:
         fields = [(b"x-veklom-call", self.call_id.encode())]
         if self.position:
             fields.append((b"x-veklom-receipt", self.position.encode()))
+        if self.reservation is not None:
+            fields += degraded_header(self.reservation.notes)
         return [*fields, *rate_limit_headers(self.statuses)]
 
 
@@ -141,7 +153,7 @@ class Execution:
         session_tokens: SessionTokenVerifier,
         sessions: SessionTable,
         policy_set: PolicySet,
-        limiter: MemoryLimiter,
+        limiter: Limiter,
         kills: KillTable,
         limits: BodyLimits,
         metrics: CallMetrics,
@@ -187,9 +199,13 @@ class Execution:
         try:
             guard = self._guard(call, granted)
             exchange: Exchange = yield self._forward(call, granted, head, guard)
-        finally:
-            self._settle(call)
-        yield from self._conclude(call, granted, exchange, guard)
+            said = self._usage(call, granted, exchange, guard)
+        except BaseException:
+            self._settle(call, call.expected)  # nobody saw what it took
+            raise
+        usage = self._settle(call, _taken(said, exchange))
+        said = msgspec.structs.replace(said, cost_micro_usd=usage.input_cost + usage.output_cost)
+        yield from self._conclude(call, granted, exchange, said)
 
     # 1 to 5
 
@@ -224,17 +240,7 @@ class Execution:
             asked = decision.judged.call
         if lease is None or route.provider is not asked_of:
             lease = self._lease(session, route.provider, secret)
-        admission = self._limiter.admit(policy_set.limits, decision.judged)
-        if not isinstance(admission, Reservation):
-            call.statuses = (admission,)
-            raise Refused(
-                admission.code,
-                f"The limit {admission.name!r} is reached.",
-                retry_after_seconds=admission.retry_after_seconds,
-                limit=admission.name,
-            )
-        call.reservation = admission
-        call.statuses = admission.statuses
+        yield from self._reserve(call, policy_set, decision.judged)
         return _Granted(
             route=route,
             dialect=route.provider.dialect,
@@ -266,6 +272,33 @@ class Execution:
             judged = msgspec.structs.replace(judged, body_bytes=len(call.body))
         call.asked = judged
         return route
+
+    def _reserve(
+        self, call: _Call, policy_set: PolicySet, request: AccessRequest
+    ) -> Generator[Command, Any, None]:
+        asked, call.prices = request.call, policy_set.prices
+        if policy_set.reckons:
+            call.expected = expected_usage(asked, call.body, policy_set.prices)
+        else:
+            call.expected = Usage(request_bytes=max(0, asked.body_bytes))
+        wanted = demands(policy_set.limits, request, call.expected, self._clock.now())
+        admission: Admission
+        if isinstance(wanted, QuotaStatus):
+            admission = wanted
+        elif self._limiter.waits and wanted:
+            admission = yield Admit(partial(self._limiter.begin, wanted, call.call_id))
+        else:
+            admission = self._limiter.admit(wanted, call.call_id)
+        if not isinstance(admission, Reservation):
+            call.statuses = (admission,) if admission.code in _REACHED else ()
+            raise Refused(
+                admission.code,
+                _SENTENCES[admission.code].format(admission.name),
+                retry_after_seconds=admission.retry_after_seconds,
+                limit=admission.name,
+            )
+        call.reservation = admission
+        call.statuses = admission.statuses
 
     def _find_route(self, call: _Call, head: RequestHead) -> Route:
         try:
@@ -424,14 +457,30 @@ class Execution:
 
     # 9 and 10
 
-    def _settle(self, call: _Call) -> None:
+    def _usage(
+        self, call: _Call, granted: _Granted, exchange: Exchange, guard: ResponseGuard
+    ) -> UsageRecord:
+        return true_usage(
+            granted.asked,
+            call.body,
+            guard.usage(),
+            status=exchange.upstream_status,
+            was_sent=exchange.request_bytes > 0,
+            is_whole=exchange.outcome == "complete",
+            passed=guard.tokens_passed,
+        )
+
+    def _settle(self, call: _Call, usage: Usage = NOTHING) -> Usage:
+        """Count what the call took, nothing where it went nowhere; return it with what it cost."""
+        if call.asked is not None:
+            usage = priced(usage, call.asked, call.prices)
         if call.reservation is not None:
-            self._limiter.settle(call.reservation)
+            self._limiter.settle(call.reservation, usage)
+        return usage
 
     def _conclude(
-        self, call: _Call, granted: _Granted, exchange: Exchange, guard: ResponseGuard
+        self, call: _Call, granted: _Granted, exchange: Exchange, usage: UsageRecord
     ) -> Story:
-        usage = guard.usage()
         try:
             yield Record(self._end_event(call, granted, exchange, usage))
         except AuditUnavailable:
@@ -495,6 +544,7 @@ class Execution:
             policy=granted.decision.policy_digest,
             credential=granted.lease.fingerprint,
             upstream=route.provider.origin,
+            limits=call.reservation.notes if call.reservation else (),
             facts=call.facts,
             changes=granted.decision.changes,
             decided_us=call.decided_us,
@@ -537,6 +587,7 @@ class Execution:
             policy=decision.policy_digest if decision else "",
             client_address=call.client_address,
             reasons=decision.reasons if decision else (),
+            limit=refusal.limit,
             facts=call.facts,
             decided_us=call.decided_us,
             **_would(decision),
@@ -552,9 +603,29 @@ class Execution:
             status=exchange.status,
             seconds=self._clock.monotonic() - call.began,
             first_byte_seconds=exchange.first_byte_seconds,
-            input_tokens=usage.input,
-            output_tokens=usage.output,
+            input_tokens=usage.input if usage.source == "provider" else 0,
+            output_tokens=usage.output if usage.source == "provider" else 0,
         )
+
+
+def _taken(said: UsageRecord, exchange: Exchange) -> Usage:
+    return Usage(
+        input=said.input,
+        output=said.output,
+        cache_read=said.cache_read,
+        cache_write=said.cache_write,
+        request_bytes=exchange.request_bytes,
+        response_bytes=exchange.response_bytes,
+    )
+
+
+_REACHED = frozenset({"rate_limit_exceeded", "concurrency_limit_exceeded", "budget_exceeded"})
+_SENTENCES = {
+    **dict.fromkeys(_REACHED, "The limit {!r} is reached."),
+    "call_exceeds_limit": "This call may take more than the limit {!r} ever allows at once.",
+    "price_unknown": "The budget {!r} cannot tell what this model costs.",
+    "limits_unavailable": "The limit {!r} cannot be counted now.",
+}
 
 
 def _would(decision: Decision | None) -> dict[str, Any]:

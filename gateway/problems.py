@@ -38,6 +38,7 @@ STATUS: Final[dict[str, int]] = {
     "unseal_failed": 403,
     "policy_denied": 403,
     "policy_error": 403,
+    "price_unknown": 403,
     "session_closed": 403,
     "permission_denied": 403,
     "killed": 403,
@@ -59,6 +60,8 @@ STATUS: Final[dict[str, int]] = {
     "websocket_not_supported": 426,
     "rate_limit_exceeded": 429,
     "concurrency_limit_exceeded": 429,
+    "budget_exceeded": 429,
+    "call_exceeds_limit": 429,
     "too_many_sessions": 429,
     "too_many_kills": 429,
     "head_too_large": 431,
@@ -72,6 +75,7 @@ STATUS: Final[dict[str, int]] = {
     "control_unavailable": 503,
     "store_unavailable": 503,
     "identity_unavailable": 503,
+    "limits_unavailable": 503,
     "overloaded": 503,
     "draining": 503,
     "upstream_timeout": 504,
@@ -89,6 +93,10 @@ REASONS: Final[dict[int, str]] = {
 }  # fmt: skip
 
 _RETRIED_BY_SDKS = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+PATIENCE_SECONDS: Final = 60.0
+"""SDKs wait as told up to a minute; told more they try again at once, unless told not to."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,10 +156,13 @@ def retry_headers(problem: Problem) -> list[Header]:
     """Return the fields that tell a caller's SDK whether and when to try again."""
     if problem.retry_after_seconds is not None:
         seconds = problem.retry_after_seconds
-        return [
+        fields = [
             (b"retry-after", b"%d" % max(1, math.ceil(seconds))),
             (b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))),
         ]
+        if seconds > PATIENCE_SECONDS:
+            fields.append((b"x-should-retry", b"false"))
+        return fields
     if problem.status in _RETRIED_BY_SDKS and problem.status not in {408, 502, 504}:
         return [(b"x-should-retry", b"false")]
     return []

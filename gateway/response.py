@@ -13,6 +13,9 @@ from policies.request import ModelCall
 
 Header = tuple[bytes, bytes]
 
+BYTES_PER_TOKEN = 4
+"""Of an answer that is no stream: fewer of its bytes than of a request are anything but words."""
+
 _BLANK_LINE = (b"\n\n", b"\n\r\n", b"\r\r")
 """How an event ends, in the three spellings that a stream may choose from."""
 
@@ -46,6 +49,7 @@ class ResponseGuard:
         self._is_event_stream = False
         self._last_bytes = b"\n\n"  # before the first event is between events
         self._status = 0
+        self._passed = 0
 
     def begin(self, status: int, headers: Sequence[Header]) -> list[Header]:
         """Return the header fields for the caller, framing left out.
@@ -88,6 +92,7 @@ class ResponseGuard:
         """
         if self._reader is not None:
             self._reader.feed(data)
+            self._passed += data.count(b"data:") if self._is_event_stream else len(data)
         if self._filter is not None:
             data = self._filter.feed(data)
         if self._is_event_stream:
@@ -107,6 +112,11 @@ class ResponseGuard:
         if not self._is_event_stream or not self._last_bytes.endswith(_BLANK_LINE):
             return b""
         return self._route.provider.dialect.stream_error(code, message)
+
+    @property
+    def tokens_passed(self) -> int:
+        """Return about how many tokens came: one an event, or one in four bytes."""
+        return self._passed if self._is_event_stream else self._passed // BYTES_PER_TOKEN
 
     def usage(self) -> UsageRecord:
         """Return what the provider said it counted."""

@@ -23,9 +23,12 @@ from gateway.config import (
 )
 from gateway.descriptors import descriptors_fault
 from gateway.identity.tokens import KeySet
-from gateway.store.connection import check_tls_files, read_password
+from gateway.passwords import read_password
+from gateway.store.connection import check_tls_files
 from gateway.tls import client_context, server_context
+from policies.analysis import findings
 from policies.document import Fault
+from policies.quota import Budget
 from policies.rules import PolicySet
 
 
@@ -69,6 +72,7 @@ def check_deployment(path: Path) -> list[str]:
         f"{config.workers} workers",
         f"policy {policy_set.digest}: {len(policy_set.rules)} rules, {len(policy_set.limits)} limits",
     ]
+    lines += map(str, findings(policy_set))
     lines.append(f"audit {config.audit.directory}: durability {config.audit.durability}")
     if config.audit.durability != Durability.STRICT:
         lines.append("warning: calls do not wait for their records; a crash may lose some")
@@ -80,11 +84,17 @@ def check_deployment(path: Path) -> list[str]:
         lines.append("warning: no issuer is configured; only `serve --dev` can open sessions")
     if not config.providers:
         lines.append("warning: no provider is configured; every call will be answered with 404")
-    if config.workers > 1 and policy_set.limits:
+    if config.workers > 1 and policy_set.limits and not config.store.is_shared:
         lines.append(
             f"warning: limits are counted by each of {config.workers} workers on its own: a caller "
             f"may reach up to {config.workers} times what is written"
         )
+    lines += [
+        f"warning: the budget {limit.name!r} is forgotten whenever its worker is replaced; with "
+        "store.backend: redis it lasts"
+        for limit in policy_set.limits
+        if isinstance(limit.measure, Budget) and not config.store.is_shared
+    ]
     return lines
 
 

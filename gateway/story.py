@@ -13,12 +13,17 @@ from gateway.audit.event import CallDenied, CallEnd, CallStart
 from gateway.audit.journal import AuditUnavailable
 from gateway.errors import Refused
 from gateway.identity.sessions import KeyLease
+from gateway.limits.reservation import Reservation
 from gateway.problems import Problem
 from gateway.providers.dialect import Dialect
 from gateway.providers.multipart import MultipartScanner
 from gateway.providers.provider import Provider
 from gateway.response import Header, ResponseGuard
 from keys.region import Slot
+from policies.limits import Demand
+from policies.quota import QuotaStatus, Usage
+
+Admission = Reservation | QuotaStatus
 
 
 class RequestHead:
@@ -86,6 +91,12 @@ class AwaitSession(msgspec.Struct, frozen=True):
     session_id: str
 
 
+class Admit(msgspec.Struct, frozen=True):
+    """Resume with the `Reservation` or the refusing `QuotaStatus` that `begin` calls back with."""
+
+    begin: Callable[[Callable[[Admission], None]], None]
+
+
 class Record(msgspec.Struct, frozen=True):
     """Resume when the event is recorded, with its position `<origin>#<index>`; raise
     `AuditUnavailable` here if it cannot be.
@@ -147,9 +158,35 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 Command = (
-    ReadBody | PeekBody | AwaitKeys | AwaitSession | Record | Forward | Finish | Break | Answer
+    ReadBody
+    | PeekBody
+    | AwaitKeys
+    | AwaitSession
+    | Admit
+    | Record
+    | Forward
+    | Finish
+    | Break
+    | Answer
 )
 Story = Generator[Command, Any, None]
+
+
+class Limiter(Protocol):
+    """Where the limits of a policy set are counted: in this process, or in a store that `waits`."""
+
+    waits: bool
+
+    def admit(self, asked: Sequence[Demand], call_id: str) -> Admission:
+        """Return what the call may hold, or what refuses it."""
+
+    def begin(
+        self, asked: Sequence[Demand], call_id: str, then: Callable[[Admission], None]
+    ) -> None:
+        """Call `then` once with what `admit` would return."""
+
+    def settle(self, reservation: Reservation, actual: Usage) -> None:
+        """Count what the call took in place of what it had reserved; once, however often called."""
 
 
 class Recorder(Protocol):

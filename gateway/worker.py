@@ -24,7 +24,13 @@ import uvloop
 
 import gateway
 from gateway.audit.durability import Durability
-from gateway.audit.event import PolicyLoaded, ProcessStarted, ProcessStopped
+from gateway.audit.event import (
+    LimitsStoreChanged,
+    LimitWarned,
+    PolicyLoaded,
+    ProcessStarted,
+    ProcessStopped,
+)
 from gateway.audit.journal import AuditUnavailable, Journal
 from gateway.audit.recorder import Recorder
 from gateway.audit.refusals import RefusalBudget
@@ -45,7 +51,10 @@ from gateway.identity.session_tokens import SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
 from gateway.leash import Leash, NewRelay, Order, PoliciesRefused, Retire, UsePolicies
+from gateway.limiting import open_limiter
 from gateway.limits.memory_store import MemoryLimiter
+from gateway.limits.redis_store import RedisLimiter
+from gateway.limits.reservation import Warned
 from gateway.providers.provider import Provider
 from gateway.providers.routes import RouteTable
 from gateway.proxy.pool import Pool
@@ -116,6 +125,7 @@ class Worker:
             SessionVault(region, Wrapping(secrets.boot_key)), self._clock, is_shared=self._is_shared
         )
         self._lease: asyncio.TimerHandle | None = None
+        self._limiter: MemoryLimiter | RedisLimiter = MemoryLimiter(self._clock)
         self._kills = KillTable()
         self._identities = TokenVerifier(issuers_of(boot))
         self._refusals = RefusalBudget(self._clock)
@@ -155,9 +165,12 @@ class Worker:
         reason = await self._stopped
         self._is_listening = False
         await self._drain(reason)
+        await self._recorder.settle()
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
         self._record_counted()
+        if isinstance(self._limiter, RedisLimiter):
+            await self._limiter.close()
         try:
             journal.append(ProcessStopped(role=boot.role, reason=reason))
         except AuditUnavailable:
@@ -175,6 +188,9 @@ class Worker:
         try:
             tls = {p.name: client_context(p.ca_file) for p in providers if p.is_tls}
             context = server_context(config.listeners.proxy)
+            self._limiter = open_limiter(
+                config, self._clock, self._record_warning, self._record_limits_store
+            )
         except OSError as error:
             raise ConfigurationError((f"certificates: {error}",)) from None
         self._proxy = Proxy(
@@ -233,7 +249,7 @@ class Worker:
             session_tokens=SessionTokenVerifier(self._session_key, config.name),
             sessions=self._sessions,
             policy_set=self._bundle.compile(known_to(config)),
-            limiter=MemoryLimiter(self._clock),
+            limiter=self._limiter,
             kills=self._kills,
             limits=BodyLimits(
                 buffered=config.limits.buffered_body, streamed=config.limits.streamed_body
@@ -438,6 +454,7 @@ class Worker:
                 "audit_pending_events": journal.pending_events if journal else 0,
                 "audit_durable_events": journal.durable_events if journal else 0,
                 "audit_failed": int(journal.has_failed) if journal else 0,
+                **self._limiter.gauges,
                 "audit_short": int(journal.is_short) if journal else 0,
                 "audit_lost_events": self._recorder.lost if self._recorder else 0,
             }
@@ -459,6 +476,8 @@ class Worker:
             if self._recorder is not None:
                 self._recorder.tick()
             self._record_counted()
+            if isinstance(self._limiter, RedisLimiter):
+                self._limiter.tick()
             self._cut_replaced(self._sessions.end_overlaps())
             used = self._note_use()
             if used and self._link is not None:
@@ -470,6 +489,30 @@ class Worker:
     def _note_use(self) -> tuple[str, ...]:
         live = self._proxy.live_sessions if self._proxy is not None else ()
         return self._sessions.note_use(live, self._clock.now())
+
+    def _record_warning(self, word: Warned) -> None:
+        log.warning("limit.warned", limit=word.limit, percent=word.percent)
+        if self._journal is not None:
+            with suppress(AuditUnavailable):  # the budget holds all the same
+                self._journal.append(
+                    LimitWarned(
+                        limit=word.limit,
+                        counted_for=word.key,
+                        percent=word.percent,
+                        spent=word.spent,
+                        maximum=word.maximum,
+                        unit=word.unit,
+                    )
+                )
+
+    def _record_limits_store(self, is_there: bool, reason: str) -> None:  # noqa: FBT001 - its state
+        if is_there:
+            log.info("limits_store.found")
+        else:
+            log.warning("limits_store.lost", reason=reason)
+        if self._journal is not None:
+            with suppress(AuditUnavailable):  # the calls say themselves what was not counted
+                self._journal.append(LimitsStoreChanged(is_there=is_there, reason=reason))
 
     def _record_counted(self) -> None:
         if self._journal is not None:

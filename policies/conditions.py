@@ -26,7 +26,8 @@ Predicate = Callable[[AccessRequest], bool]
 Texts = Callable[[str], bool]
 Spec = tuple[object, ...]
 
-ANYTHING: Final = frozenset({"*"})
+MAX_SHOWN: Final = 200
+"""Characters of a value in a reason; reasons go into audit events, which hold 64 KiB."""
 
 
 class Condition:
@@ -65,7 +66,11 @@ class Condition:
         fact = FACTS.get(self.name)
         if fact is None or not self.wanted:
             return self.name
-        return f"{self.name}: {_shown(fact, request)} is not {self.wanted}"
+        return f"{self.name}: {_short(_shown(fact, request))} is not {_short(self.wanted)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def _shown(fact: Fact, request: AccessRequest) -> str:

@@ -3,8 +3,8 @@
 Laws of this file:
 - transforms come first, and the call is judged as they leave it: what is judged is what is sent;
 - a deny that matches wins, then a require that is not met, then an allow; else the answer is no;
-- the order of rules never changes the answer: every rule that refuses is named, and of the allows
-  the first by id;
+- the order of rules never changes the answer: every rule that refuses is named (of very many the
+  first by id), and of the allows the first by id;
 - a deny, require or transform that fails to evaluate denies, an allow that fails does not match: both
   as ERROR where they settle it, so that a broken rule is never taken for a policy;
 - protected health information passes only by an allow that names it, its purpose and its tenant, to a
@@ -32,6 +32,9 @@ Objection = Callable[[Rule, AccessRequest], str]
 
 MAX_EXPLAINED: Final = 64
 """How many allows are compared to say which was nearest; a denial must not cost more than a call."""
+
+MAX_TOLD: Final = 32
+"""How many rules that refuse one call are named, with a reason each; an audit event holds 64 KiB."""
 
 _DENIED = "The policy does not allow this call."
 _UNREADABLE = "The policy must read this body and cannot."
@@ -115,9 +118,9 @@ def _transform(
         Decision(
             verdict=verdict,
             judged=request,
-            rules=tuple(broken),
+            rules=tuple(broken[:MAX_TOLD]),
             message=_CANNOT_CHANGE,
-            reasons=tuple(reasons),
+            reasons=tuple(reasons[:MAX_TOLD]),
             policy_digest=digest,
         ),
     )
@@ -148,9 +151,9 @@ def _refusal(
     return Decision(
         verdict=Verdict.DENY if objecting else Verdict.ERROR,
         judged=request,
-        rules=tuple(rule.id for rule in objecting or broken),
+        rules=tuple(rule.id for rule in (objecting or broken)[:MAX_TOLD]),
         message=next((rule.message for rule in objecting if rule.message), _DENIED),
-        reasons=tuple(reasons),
+        reasons=tuple(reasons[:MAX_TOLD]),
         policy_digest=digest,
     )
 
@@ -205,7 +208,7 @@ def _allow(
         judged=request,
         rules=(PHI,) if has_phi else (),
         message=_DENIED,
-        reasons=(*broken, _nearest(near[:MAX_EXPLAINED], request, has_phi=has_phi)),
+        reasons=(*broken[:MAX_TOLD], _nearest(near[:MAX_EXPLAINED], request, has_phi=has_phi)),
         policy_digest=digest,
     )
 

@@ -14,6 +14,7 @@ ORDER: Final = ("id", "name", "effect", "mode", "key", "match", "when", "that", 
 """The order of a rule's or a limit's keys; others come behind, as they stood."""
 
 WIDTH: Final = 120
+_ANY_WIDTH: Final = 2**20
 
 
 def formatted(text: str, path: str) -> str:
@@ -22,10 +23,19 @@ def formatted(text: str, path: str) -> str:
     Raises:
         DocumentError: It is no document, or cannot be laid out without changing what it says.
     """
-    before = read_document(text, path)
+    before = _content(read_document(text, path))
+    # A text that is folded over lines may lose a space there; then lines are left as long as they are.
+    for width in (WIDTH, _ANY_WIDTH):
+        result = _laid_out(text, width)
+        if _content(read_document(result, path)) == before:
+            return result
+    raise DocumentError([Fault(path, 1, 1, "cannot be laid out without changing what it says")])
+
+
+def _laid_out(text: str, width: int) -> str:
     yaml = YAML(typ="rt", pure=True)
     yaml.preserve_quotes = True
-    yaml.width = WIDTH
+    yaml.width = width
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(text)
     for listed in ("rules", "limits"):
@@ -33,10 +43,7 @@ def formatted(text: str, path: str) -> str:
             _reorder(item)
     out = io.StringIO()
     yaml.dump(document, out)
-    result = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    if _content(read_document(result, path)) != _content(before):
-        raise DocumentError([Fault(path, 1, 1, "cannot be laid out without changing what it says")])
-    return result
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n")).rstrip("\n") + "\n"
 
 
 def _reorder(item: Any) -> None:

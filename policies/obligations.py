@@ -72,6 +72,9 @@ MAX_SYSTEM: Final = 16 * 1024
 MAX_NAMED: Final = 16
 """Tools of one call whose removal is recorded by name; an audit event holds 64 KiB."""
 
+MAX_TOLD_NAME: Final = 64
+"""Characters of each of these names."""
+
 _TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -232,7 +235,8 @@ def _tools(
         out = [tool for tool in left if (only is not None and not only(tool)) or none(tool)]
         if out:
             more = f" and {len(out) - MAX_NAMED} more" if len(out) > MAX_NAMED else ""
-            work.note(rule, f"tools taken out: {', '.join(out[:MAX_NAMED])}{more}")
+            named = ", ".join(tool[:MAX_TOLD_NAME] for tool in out[:MAX_NAMED])
+            work.note(rule, f"tools taken out: {named}{more}")
         left = {tool: None for tool in left if tool not in set(out)}
     return None if len(left) == len(call.tools) else frozenset(left)
 

@@ -6,11 +6,12 @@ Both are made from the tables that the compiler reads, so that they cannot say a
 from collections.abc import Iterator
 from typing import Any, Final
 
+from policies.calendar import Period
 from policies.document import DURATION_UNITS
 from policies.facts import FACTS, Fact, Group, Kind, Phase
 from policies.hours import DAYS
 from policies.known import OPERATIONS
-from policies.quota import KEY_PARTS
+from policies.limits import KEY_PARTS, OnStoreError
 from policies.rule import Effect
 
 COMPARED: Final[dict[Kind, str]] = {
@@ -189,17 +190,55 @@ def _rule() -> dict[str, Any]:
 
 def _limit() -> dict[str, Any]:
     key = {"enum": list(KEY_PARTS)}
-    rate = {"type": "string", "pattern": "^[0-9]+/(s|min|h|d)$"}
+    kinds = _limit_kinds()
+    override = _mapping({"match": {"$ref": "#/$defs/match"}, **kinds}, required=("match",))
     return _mapping(
         {
             "name": _ID,
             "key": {"oneOf": [key, {"type": "array", "items": key, "minItems": 1}]},
             "match": {"$ref": "#/$defs/match"},
-            "requests": _mapping({"rate": rate, "burst": _COUNT}, required=("rate",)),
-            "concurrent": _mapping({"max": _COUNT}, required=("max",)),
+            **kinds,
+            "overrides": {"type": "array", "items": override},
+            "mode": {"enum": ["enforce", "shadow"]},
+            "on_store_error": {"enum": [each.value for each in OnStoreError]},
+            "on_unknown_price": {"enum": ["deny", "allow"]},
         },
         required=("name", "key"),
     )
+
+
+def _limit_kinds() -> dict[str, Any]:
+    rate = {"type": "string", "pattern": "^[0-9]+/(s|min|h|d)$"}
+    byte_rate = {"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)/(s|min|h|d)$"}
+    weight, share = {"type": "number", "minimum": 0, "maximum": 10}, {"minimum": 0, "maximum": 1}
+    counted = {
+        "cache_read": weight,
+        "cache_write": weight,
+        "reserve_output": share,
+        "count": _TEXTS,
+    }
+    budget = {
+        "max": {"type": "string", "pattern": "^[0-9.]+ (USD|tokens)$"},
+        "per": {"enum": [each.value for each in Period]},
+        "zone": {"type": "string"},
+        "warn_at": {"type": ["integer", "array"]},
+    }
+    return {
+        "requests": _mapping({"rate": rate, "burst": _COUNT}, required=("rate",)),
+        "tokens": _mapping({"rate": rate, "burst": _COUNT, **counted}, required=("rate",)),
+        "bytes": _mapping(
+            {"rate": byte_rate, "burst": {"type": "string"}, "count": _TEXTS}, required=("rate",)
+        ),
+        "concurrent": _mapping({"max": _COUNT, "lease": _DURATION}, required=("max",)),
+        "budget": _mapping({**budget, **counted}, required=("max", "per")),
+    }
+
+
+def _price() -> dict[str, Any]:
+    dollars = {"type": "string", "pattern": "^[0-9]+([.][0-9]+)?$"}
+    prices = dict.fromkeys(("input", "output", "cache_read", "cache_write"), dollars)
+    texts = {"provider": {"type": "string"}, "model": {"type": "string"}}
+    return _mapping({**texts, **prices}, required=("provider", "model", "input"))
 
 
 def to_schema() -> dict[str, Any]:
@@ -211,6 +250,7 @@ def to_schema() -> dict[str, Any]:
             "mode": {"enum": ["enforce", "shadow"]},
             "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}},
             "limits": {"type": "array", "items": {"$ref": "#/$defs/limit"}},
+            "prices": {"type": "array", "items": _price()},
         }
     )
     return {

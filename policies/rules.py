@@ -32,8 +32,9 @@ from policies.document import DocumentError, Fault, Section, read_document
 from policies.facts import BODY_FACTS, FACTS, Kind
 from policies.index import RuleIndex
 from policies.known import Known
+from policies.limits import MAX_LIMITS, Limit, read_limit
 from policies.obligations import Change, read_change
-from policies.quota import Limit, read_limit
+from policies.prices import PriceRow, PriceTable, read_price
 from policies.rule import PHI, Effect, Place, Rule, is_phi
 
 __all__ = ["Effect", "PolicySet", "Rule", "RuleBook", "load_policy_set"]
@@ -81,21 +82,29 @@ def _reads_body(rule: Rule) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySet:
-    """Every rule and limit in force, and the digest of the files that they came from.
+    """Every rule, limit and price in force, and the digest of the files that they came from.
 
     `enforced` decides; `trial`, where there is one, says what would be decided otherwise.
     """
 
     rules: tuple[Rule, ...]
     limits: tuple[Limit, ...]
+    prices: PriceTable
     known: Known
     digest: str
     enforced: RuleBook
     trial: RuleBook | None
 
     @classmethod
-    def of(cls, rules: Iterable[Rule], limits: Iterable[Limit], known: Known, digest: str) -> Self:
-        """Return the set of these rules and limits."""
+    def of(
+        cls,
+        rules: Iterable[Rule],
+        limits: Iterable[Limit],
+        known: Known,
+        digest: str,
+        prices: PriceTable | None = None,
+    ) -> Self:
+        """Return the set of these rules, limits and prices."""
         rules = tuple(sorted(rules, key=lambda rule: rule.id))
         limits = tuple(limits)
         facts = frozenset().union(*(limit.reads for limit in limits))
@@ -104,6 +113,7 @@ class PolicySet:
         return cls(
             rules=rules,
             limits=limits,
+            prices=prices or PriceTable(),
             known=known,
             digest=digest,
             enforced=RuleBook.of(enforced, reads_body=reads_body),
@@ -114,6 +124,11 @@ class PolicySet:
     def by_id(self) -> Mapping[str, Rule]:
         """Return every rule by its id."""
         return {rule.id: rule for rule in self.rules}
+
+    @cached_property
+    def reckons(self) -> bool:
+        """Whether a limit counts what a call has to be estimated for."""
+        return any(limit.reckons for limit in self.limits)
 
     @cached_property
     def reroutes(self) -> bool:
@@ -142,6 +157,7 @@ def load_policy_set(sources: Sequence[tuple[str, str]], known: Known) -> PolicyS
     known = known.with_names(_declared_names(tops))
     rules: dict[str, Rule] = {}
     limits: dict[str, Limit] = {}
+    prices: list[PriceRow] = []
     for top in tops:
         is_shadow = top.choice("mode", _MODES, "enforce") == "shadow"
         for section in top.sections("rules"):
@@ -155,10 +171,14 @@ def load_policy_set(sources: Sequence[tuple[str, str]], known: Known) -> PolicyS
             if limit.name and limit.name in limits:
                 section.fault("name", f"{limit.name!r} is used twice")
             limits[limit.name] = limit
+            if len(limits) > MAX_LIMITS:
+                section.fault("", f"is one too many: there may be {MAX_LIMITS} limits")
+        prices += [read_price(section, known) for section in top.sections("prices")]
         top.finish()
     if faults:
         raise DocumentError(faults)
-    return PolicySet.of(rules.values(), limits.values(), known, digest_of(sources))
+    digest, table = digest_of(sources), PriceTable(prices)
+    return PolicySet.of(rules.values(), limits.values(), known, digest, table)
 
 
 def _declared_names(tops: Sequence[Section]) -> dict[str, frozenset[str]]:

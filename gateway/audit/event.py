@@ -32,10 +32,12 @@ Facts = dict[str, str | int | bool | list[str]]
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens as the provider counted them; `source` is `none` where it did not say.
+    """Tokens as the provider counted them (`source` is `provider`), or about how many they were where
+    it did not say (`estimate`); `none` where there is nothing to count.
 
     `input` includes cached tokens and `output` reasoning ones, as OpenTelemetry has it.
-    """
+    `cost_micro_usd` is their list price in millionths of a dollar, 0 where the policy names none.
+    """  # noqa: D205 - one sentence about a closed set
 
     input: int = 0
     output: int = 0
@@ -44,6 +46,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: int = 0
     source: str = "none"
     model: str = ""
+    cost_micro_usd: int = 0
 
 
 class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +58,9 @@ class CredentialRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
     """A call was allowed; durable before the provider hears of it.
+
+    `limits` are those that did not simply count it: `name:shadow` would have refused it, and
+    `name:local` and `name:allow` could not be asked of their store.
 
     `facts` are what was asked, `model` and `max_tokens` what is sent, `changes` say by which rule
     the two differ. `would` is what rules in shadow would have decided, where that is something else.
@@ -77,6 +83,7 @@ class CallStart(Event, frozen=True, kw_only=True, tag="call.start"):
     policy: str
     credential: str
     upstream: str
+    limits: tuple[str, ...] = ()
     facts: Facts = {}
     changes: tuple[str, ...] = ()
     would: str = ""
@@ -123,7 +130,10 @@ class CallUnclosed(Event, frozen=True, kw_only=True, tag="call.unclosed"):
 
 
 class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
-    """A call was refused; fields that were not known yet are empty, `facts` before the decision."""
+    """A call was refused; fields that were not known yet are empty, `facts` before the decision.
+
+    `limit` is the one it met.
+    """
 
     call: str
     tenant: str
@@ -139,6 +149,7 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     policy: str
     client_address: str
     reasons: tuple[str, ...]
+    limit: str = ""
     facts: Facts = {}
     would: str = ""
     would_rules: tuple[str, ...] = ()
@@ -149,6 +160,30 @@ class CallDenied(Event, frozen=True, kw_only=True, tag="call.denied"):
     def is_anonymous(self) -> bool:
         """Whether neither a token nor a session said who called."""
         return not self.subject
+
+
+class LimitWarned(Event, frozen=True, kw_only=True, tag="limit.warned"):
+    """A budget is spent to so many percent: recorded once for each window, by whoever crossed it.
+
+    `counted_for` are the parts of the limit's key and the window; `unit` is tokens or micro-usd.
+    """
+
+    limit: str
+    counted_for: tuple[str, ...]
+    percent: int
+    spent: int
+    maximum: int
+    unit: str
+
+
+class LimitsStoreChanged(Event, frozen=True, kw_only=True, tag="limits.store"):
+    """The store that counts a worker's limits went away, for the reason given, or came back.
+
+    Meanwhile each limit does what it declares; the calls themselves say which.
+    """
+
+    is_there: bool
+    reason: str
 
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):

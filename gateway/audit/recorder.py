@@ -36,6 +36,18 @@ class _Wait:
             self.is_told = True
             self._waiter(error)
 
+    async def heard(self) -> None:
+        """Return once whoever waits has been told."""
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = self._waiter
+
+        def tell_both(error: AuditUnavailable | None) -> None:
+            waiter(error)
+            told.set_result(None)
+
+        self._waiter = tell_both
+        await told
+
 
 class Recorder:
     """Records the events of calls, as the operator chose. Belongs to the event loop's thread."""
@@ -82,6 +94,16 @@ class Recorder:
         index = self._journal.append(event, wait.tell)
         waits.append(wait)
         return f"{self._journal.origin}#{index}"
+
+    async def settle(self) -> None:
+        """Return once nobody waits for a record, so that the log may be closed.
+
+        A caller who left while its start was on the way to the disk has no connection that would be
+        waited for, and yet an end to record.
+        """
+        await asyncio.sleep(0)  # those who need not wait hear in the next turn
+        while waits := [wait for wait in self._waits if not wait.is_told]:
+            await waits[-1].heard()
 
     def _lose(self, event: CallEvent) -> None:
         self.lost += 1

@@ -60,7 +60,7 @@ class LogReport:
             yield f"  erased      {self.erased} single events, {self.pruned} at the beginning"
         yield f"  checkpoints {self.checkpoints} signed"
         yield f"  calls       {self.started} started, {self.ended} ended, {self.denied} denied" + (
-            f", {self.open} open at its end" if self.open else ""
+            f", {self.open} without an end" if self.open else ""
         )
         if self.unclosed:
             yield f"  unclosed    {self.unclosed} calls of a dead process"

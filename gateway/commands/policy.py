@@ -287,8 +287,14 @@ def _parts(policy_set: PolicySet) -> dict[str, dict[str, object]]:
         parts[f"limit {limit.name}"] = {
             "key": limit.key,
             "match": tuple(each.spec for each in limit.match),
-            "requests": limit.rate,
-            "concurrent": limit.concurrent,
+            "figures": limit.measure,
+            "overrides": tuple(
+                (tuple(condition.spec for condition in each.match), each.measure)
+                for each in limit.overrides
+            ),
+            "mode": limit.is_shadow,
+            "on_store_error": limit.on_store_error,
+            "on_unknown_price": limit.allows_unpriced,
         }
     return parts
 

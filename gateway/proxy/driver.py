@@ -13,6 +13,7 @@ from gateway.problems import render
 from gateway.proxy.upstream import Upstream
 from gateway.response import Header
 from gateway.story import (
+    Admit,
     Answer,
     AwaitKeys,
     AwaitSession,
@@ -112,6 +113,8 @@ class Driver:
                 self._finish()
             case Answer():
                 self._answer(command)
+            case Admit():
+                command.begin(self._resume)
             case AwaitKeys():
                 self._proxy.await_keys(command.issuer, command.kid, self._on_arrival)
             case AwaitSession():

@@ -9,7 +9,6 @@ Laws of this file:
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
@@ -27,30 +26,14 @@ from redis.exceptions import (
 
 from gateway.config import Store
 from gateway.errors import GatewayError
+from gateway.passwords import read_password
 from gateway.store.sessions import StoreUnavailable
-
-MAX_PASSWORD_BYTES = 4096
 
 
 class StoreRefused(GatewayError):
     """The store answers, and must not be used as it is; the message says what to change."""
 
     code = "store_refused"
-
-
-def read_password(path: str) -> str:
-    """Return the password in a file, without the line feed that editors leave.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: There is none in it.
-    """
-    with Path(path).open("rb") as file:
-        text = file.read(MAX_PASSWORD_BYTES + 1).decode()
-    password = text.removesuffix("\n").removesuffix("\r")
-    if not password or len(text) > MAX_PASSWORD_BYTES:
-        raise ValueError(f"it does not hold 1 to {MAX_PASSWORD_BYTES} bytes")
-    return password
 
 
 def check_tls_files(store: Store) -> None:

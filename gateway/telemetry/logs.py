@@ -14,7 +14,7 @@ ALLOWED: Final = frozenset(
     {
         "event", "level", "timestamp", "exception", "dropped", "role", "pid", "exit_code", "reason",
         "proxy", "sessions", "admin", "workers", "issuer", "error", "version", "vkey", "policy",
-        "boot", "code", "hint", "faults", "fields", "path", "count",
+        "boot", "code", "hint", "faults", "fields", "path", "count", "limit", "percent",
     }
 )  # fmt: skip
 

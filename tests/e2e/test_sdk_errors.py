@@ -35,7 +35,9 @@ rules:
   - {id: acme, effect: allow, match: {tenant: acme}}
   - {id: no-forbidden, effect: deny, match: {model: "forbidden*"}, message: Not that one.}
 limits:
-  - {name: slow, key: [session], match: {model: "slow*"}, requests: {rate: 1/h}}
+  - {name: slow, key: [session], match: {model: "slow*"}, requests: {rate: 1/min}}
+  - {name: far, key: [session], match: {model: "far*"}, requests: {rate: 1/h}}
+  - {name: tiny, key: [session], match: {model: "tiny*"}, tokens: {rate: 1/d}}
   - {name: one-at-a-time, key: [session], match: {model: "narrow*"}, concurrent: {max: 1}}
 """
 SMALL = {
@@ -56,7 +58,7 @@ class Refusal:
     bad_path: bool = False
     bad_token: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
-    retried: str = ""  # what the answer says: "" (nothing), "never", "after"
+    retried: str = ""  # what the answer says: "" (nothing), "never", "after", "later"
 
 
 REFUSALS = [
@@ -66,6 +68,8 @@ REFUSALS = [
     Refusal(404, "unknown_route", bad_path=True),
     Refusal(413, "body_too_large", text="x" * 80_000),
     Refusal(429, "rate_limit_exceeded", model="slow-1", retried="after"),
+    Refusal(429, "rate_limit_exceeded", model="far-1", retried="later"),
+    Refusal(429, "call_exceeds_limit", model="tiny-1", retried="never"),
     Refusal(429, "concurrency_limit_exceeded", model="narrow-1", retried="after"),
     Refusal(502, "upstream_unreachable", model="dead-1"),
     Refusal(503, "overloaded", text="x" * 48_000, retried="after"),
@@ -308,6 +312,9 @@ def _check(name: str, caller: Caller, refusal: Refusal) -> None:
         assert int(fields["retry-after"]) >= 1
         assert int(fields["retry-after-ms"]) >= 1
         assert "x-should-retry" not in fields
+    elif refusal.retried == "later":
+        assert int(fields["retry-after"]) > 60
+        assert fields["x-should-retry"] == "false"
     elif refusal.retried == "never":
         assert fields["x-should-retry"] == "false"
         assert "retry-after" not in fields
@@ -320,7 +327,9 @@ def _check(name: str, caller: Caller, refusal: Refusal) -> None:
 # --- the table -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda each: f"{each.status}-{each.code}")
+@pytest.mark.parametrize(
+    "refusal", REFUSALS, ids=lambda each: f"{each.status}-{each.code}-{each.model}"
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_every_refusal_raises_the_sdks_own_class(
     house: Gateway, name: str, refusal: Refusal

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.audit.event import CallDenied, CallEnd, CallStart, RefusalsCounted
-from gateway.audit.journal import AuditUnavailable
+from gateway.audit.journal import MAX_EVENT_BYTES, AuditUnavailable
 from gateway.audit.refusals import REFUSALS_AT_ONCE, REFUSALS_PER_SECOND, RefusalBudget
 from gateway.errors import Refused
 from gateway.execution import BodyLimits, Execution
@@ -17,10 +18,13 @@ from gateway.identity.dev_issuer import DEVELOPMENT, ISSUER, DevelopmentIssuer
 from gateway.identity.session_tokens import SessionTokenIssuer, SessionTokenVerifier
 from gateway.identity.sessions import SessionTable
 from gateway.identity.tokens import TokenVerifier
+from gateway.limits.estimates import estimate_tokens
 from gateway.limits.memory_store import MemoryLimiter
+from gateway.limits.reservation import Warned
 from gateway.providers.provider import Provider
 from gateway.providers.routes import RouteTable
 from gateway.story import (
+    Admit,
     Answer,
     AwaitKeys,
     AwaitSession,
@@ -87,8 +91,9 @@ class StoppedClock:
 class House:
     """Every real part of a worker's governed path, and none of its sockets."""
 
-    def __init__(self, *, is_shared: bool = False) -> None:
+    def __init__(self, policy: str = POLICY, *, is_shared: bool = False) -> None:
         self.clock = StoppedClock()
+        self.warnings: list[Warned] = []
         self.provider = Provider.from_url(
             "openai", "openai", "https://api.openai.com/v1", request_stream_usage=True
         )
@@ -105,27 +110,31 @@ class House:
         self.refusals = RefusalBudget(self.clock)
         self.metrics = CallMetrics()
         self.policy_set = load_policy_set(
-            [("p.yaml", POLICY)], Known.of({"openai": DIALECT, "eu": DIALECT})
+            [("p.yaml", policy)], Known.of({"openai": DIALECT, "eu": DIALECT})
         )
-        self.execution = Execution(
-            routes=RouteTable([self.provider, self.elsewhere]),
-            identities=self.identities,
-            session_tokens=SessionTokenVerifier(self.tokens.public_key, "test"),
-            sessions=self.sessions,
-            policy_set=self.policy_set,
-            limiter=MemoryLimiter(self.clock),
-            kills=self.kills,
-            limits=BodyLimits(buffered=1000, streamed=0),
-            metrics=self.metrics,
-            refusals=self.refusals,
-            clock=self.clock,
-        )
+        self.use(MemoryLimiter(self.clock, self.warnings.append))
         self.record = SessionRecord(
             session_id="ab" * 16, tenant=ALICE.tenant, issuer=ALICE.issuer, subject=ALICE.subject,
             generation=1, revision=1, created_at=NOW, expires_at=NOW + 100, idle_seconds=100,
             credentials=(),
         )  # fmt: skip
         self.token = self.open()
+
+    def use(self, limiter: MemoryLimiter) -> None:
+        """Tell stories whose limits are counted there."""
+        self.execution = Execution(
+            routes=RouteTable([self.provider, self.elsewhere]),
+            identities=self.identities,
+            session_tokens=SessionTokenVerifier(self.tokens.public_key, "test"),
+            sessions=self.sessions,
+            policy_set=self.policy_set,
+            limiter=limiter,
+            kills=self.kills,
+            limits=BodyLimits(buffered=1000, streamed=0),
+            metrics=self.metrics,
+            refusals=self.refusals,
+            clock=self.clock,
+        )
 
     def open(self, name: str = "openai") -> str:
         """Serve a session that holds a key for one provider; return its token."""
@@ -274,6 +283,26 @@ def test_what_was_asked_can_be_asked_again(house: House) -> None:
     again = decide(house.policy_set, from_record(denied.facts))
     assert (again.verdict, again.rules) == ("deny", denied.rules)
     assert again.reasons == denied.reasons
+
+
+@pytest.mark.parametrize("effect", ["deny", "transform"])
+def test_no_call_is_too_odd_to_be_recorded(house: House, effect: str) -> None:
+    """However many and long the names of tools, and however many rules refuse, the event fits the log."""
+    change = ", change: {tools: {only: [x]}, system: y}" if effect == "transform" else ""
+    rules = "".join(
+        f"  - {{id: r{n:03}-{'x' * 50}, effect: {effect}, match: {{tools: '*', stream: false}}{change}}}\n"
+        for n in range(200)
+    )
+    allow = "rules:\n  - {id: a, effect: allow, match: {tenant: acme}}\n"
+    house.execution.use(load_policy_set([("p", allow + rules)], Known.of({"openai": DIALECT})))
+    tools = [{"type": "function", "function": {"name": f"{n}" + "\x01" * 250}} for n in range(1000)]
+    body = json.dumps({"model": "m", "messages": [], "tools": tools}).encode()
+    (event,) = [
+        each.event for each in house.tell(answers={ReadBody: body})
+        if isinstance(each, Record) and isinstance(each.event, CallStart | CallDenied)
+    ]  # fmt: skip
+    assert len(msgspec.json.encode(event)) < MAX_EVENT_BYTES - 1024
+    assert event.facts["truncated"] == ["tools"]
 
 
 def test_another_policy_set_decides_from_then_on(house: House) -> None:
@@ -697,3 +726,131 @@ def test_without_a_lease_nobody_is_asked(fleet_house: House) -> None:
     told = fleet_house.tell()
     assert kinds(told) == ["CallDenied", "Answer"]
     assert code_of(told) == "control_unavailable"
+
+
+METERED = """\
+rules:
+  - {id: acme, effect: allow, match: {tenant: acme}}
+limits:
+  - {name: tokens, key: tenant, tokens: {rate: 1000/d}}
+  - {name: money, key: tenant, budget: {max: 1 USD, per: month, warn_at: [1]}}
+  - {name: watch, key: tenant, requests: {rate: 1/d}, mode: shadow}
+prices:
+  - {provider: openai, model: gpt-x, input: "10", output: "20"}
+"""
+
+
+@pytest.fixture
+def metered() -> House:
+    """A house whose policy counts tokens and money."""
+    return House(METERED)
+
+
+def answering(*pieces: bytes, outcome: str = "complete") -> Callable[[Forward], Exchange]:
+    """Return a provider that streams these pieces."""
+
+    def answer(forward: Forward) -> Exchange:
+        forward.response.begin(200, [(b"content-type", b"text/event-stream")])
+        for piece in pieces:
+            forward.response.feed(piece)
+        return Exchange(status=200, upstream_status=200, request_bytes=9, outcome=outcome)
+
+    return answer
+
+
+def remaining(told: list[Command]) -> dict[str, int]:
+    """Return what a call was told is left of each limit."""
+    forward = next(command for command in told if isinstance(command, Forward))
+    fields = dict(forward.response.begin(200, []))
+    items = [item.split(";") for item in fields[b"ratelimit"].decode().split(", ")]
+    return {item[0].strip('"'): int(item[1].removeprefix("r=")) for item in items}
+
+
+USED = b'data: {"usage":{"prompt_tokens":40,"completion_tokens":10}}\n\n'
+SMALL: dict[Any, Any] = {ReadBody: b'{"model":"gpt-x","max_tokens":5,"messages":[]}'}
+
+
+def test_what_the_provider_counted_is_what_counts(metered: House) -> None:
+    """A call is settled to the token and to the millionth of a dollar, and its record says both."""
+    told = metered.tell(answers=SMALL | {Forward: answering(USED)})
+    end = next(each.event for each in told if isinstance(each, Record) and isinstance(each.event, CallEnd))  # fmt: skip  # noqa: E501 - one search
+    assert (end.usage.source, end.usage.cost_micro_usd) == ("provider", 40 * 10 + 10 * 20)
+    held = estimate_tokens(SMALL[ReadBody])
+    left = remaining(metered.tell(answers=SMALL | {Forward: answering(USED)}))
+    assert left == {"tokens": 1000 - 50 - held - 5, "money": 1_000_000 - 600 - held * 10 - 100}
+    assert [word.percent for word in metered.warnings] == []
+
+
+def test_a_stream_that_breaks_off_counts_what_came(metered: House) -> None:
+    """Without the provider's word the estimate counts, and is marked as one."""
+    events = [b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'] * 3
+    told = metered.tell(answers=SMALL | {Forward: answering(*events, outcome="client_abort")})
+    assert kinds(told)[-1] == "Break"
+    end = next(each.event for each in told if isinstance(each, Record) and isinstance(each.event, CallEnd))  # fmt: skip  # noqa: E501 - one search
+    assert (end.usage.source, end.usage.output) == ("estimate", 3)
+    assert end.usage.input == estimate_tokens(SMALL[ReadBody])
+
+
+def test_a_call_that_went_nowhere_takes_nothing(metered: House) -> None:
+    """Where the provider was not reached, nothing stays reserved and nothing is spent."""
+    lost = Exchange(outcome="upstream_error", refusal=Refused("upstream_unreachable", "x"))
+    first = remaining(metered.tell(answers=SMALL | {Forward: lost}))
+    assert remaining(metered.tell(answers=SMALL | {Forward: lost})) == first
+
+
+def test_a_story_that_is_dropped_counts_what_it_had_reserved(metered: House) -> None:
+    """Whoever drops a call that is with its provider cannot make it free."""
+    story = metered.execution.run(metered.head())
+    next(story)
+    story.send(SMALL[ReadBody])
+    assert isinstance(story.send(None), Forward)
+    story.close()
+    cost = estimate_tokens(SMALL[ReadBody]) + 5
+    assert remaining(metered.tell(answers=SMALL))["tokens"] == 1000 - 2 * cost
+
+
+def test_a_limit_that_refuses_is_named(metered: House) -> None:
+    """The record, the answer and its headers name the limit, and say that waiting does not help."""
+    told = metered.tell(answers={ReadBody: b'{"model":"gpt-x","max_tokens":5000}'})
+    denied, answer = told[-2], told[-1]
+    assert isinstance(denied, Record)
+    assert isinstance(denied.event, CallDenied)
+    assert (denied.event.code, denied.event.limit) == ("call_exceeds_limit", "tokens")
+    assert isinstance(answer, Answer)
+    assert answer.problem.retry_after_seconds is None
+
+
+def test_a_model_without_a_price_meets_no_budget(metered: House) -> None:
+    """What a budget cannot price does not pass it."""
+    assert code_of(metered.tell(answers={ReadBody: b'{"model":"gpt-y"}'})) == "price_unknown"
+
+
+def test_what_a_limit_in_shadow_would_refuse_is_recorded(metered: House) -> None:
+    """The call passes, untold; its record says what would have been."""
+    starts = [
+        each.event
+        for _ in range(2)
+        for each in metered.tell(answers=SMALL)
+        if isinstance(each, Record) and isinstance(each.event, CallStart)
+    ]
+    assert [start.limits for start in starts] == [(), ("watch:shadow",)]
+
+
+class WaitingLimiter(MemoryLimiter):
+    """Answers later, as a store does."""
+
+    waits = True
+
+
+def test_a_store_that_answers_later_is_waited_for(house: House) -> None:
+    """Where limits are counted elsewhere the story asks for them, and goes on with the answer."""
+    house.use(WaitingLimiter(house.clock))
+
+    def admit(command: Admit) -> object:
+        answers: list[object] = []
+        command.begin(answers.append)
+        return answers[0]
+
+    assert kinds(house.tell(answers={Admit: admit})) == [
+        "ReadBody", "Admit", "CallStart", "Forward", "CallEnd", "Finish",
+    ]  # fmt: skip

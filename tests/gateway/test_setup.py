@@ -129,3 +129,17 @@ def test_a_port_in_use_is_one_clear_line(
     said = f"cannot listen on 127.0.0.1:{taken_port}: address already in use"
     assert done.stderr.splitlines()[-1] == said
     assert "Traceback" not in done.stderr
+
+
+def test_a_check_advises_about_policies(tmp_path: Path) -> None:
+    """Rules that can do nothing are no fault; a check of the deployment names them all the same."""
+    (tmp_path / "p.yaml").write_text(
+        "rules:\n"
+        "  - {id: a, effect: allow, match: {tenant: acme}}\n"
+        "  - {id: d, effect: deny, match: {tenant: '*'}}\n"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text("providers: {openai: {}}\npolicies: {path: p.yaml}\n")
+    result = CliRunner().invoke(main, ["check", "--config", str(path)])
+    assert result.exit_code == 0
+    assert "p.yaml:2:5: warning: allow 'a' can never allow: deny 'd' refuses" in result.output

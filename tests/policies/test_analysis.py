@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.analysis import covers_all, findings
-from policies.conditions import read_conditions
+from policies.conditions import Condition, read_conditions
 from policies.document import Section, read_document
 from policies.engine import holds
 from policies.known import Known
@@ -101,6 +101,36 @@ _matches = st.fixed_dictionaries(
 def _conditions(match: dict[str, str]) -> object:
     text = "match: {" + ", ".join(f"{key}: {value}" for key, value in match.items()) + "}"
     return read_conditions(Section(read_document(text, "p"), "p", []).section("match"), PROVIDERS)
+
+
+COVERS: list[tuple[str, str, bool]] = [
+    ("{max_tokens: {max: 50}}", "{max_tokens: {max: 5}}", True),
+    ("{max_tokens: {max: 5}}", "{max_tokens: {max: 50}}", False),
+    ("{max_tokens: {min: 5}}", "{max_tokens: {min: 50}}", True),
+    ("{max_tokens: {min: 5}}", "{max_tokens: {max: 50}}", False),
+    ("{max_tokens: {max: 50}}", "{body_bytes: {max: 5}}", False),
+    ("{client_address: 10.0.0.0/8}", "{client_address: [10.1.0.0/16, 10.2.3.4]}", True),
+    ("{client_address: 10.1.0.0/16}", "{client_address: 10.0.0.0/8}", False),
+    ("{client_address: '::/0'}", "{client_address: 10.0.0.0/8}", False),
+    ("{model: 'gpt-*'}", "{model: [gpt-5, gpt-6]}", True),
+    ("{model: 'gpt-*'}", "{model: ['gpt-?', o3]}", False),
+    ("{roles: [a, b]}", "{roles: a}", True),
+    ("{roles: {only: [a, b]}}", "{roles: a}", False),
+    ("{stream: true}", "{stream: false}", False),
+    ("{tenant: '*'}", "{stream: false}", True),
+    ("{purpose: '*'}", "{stream: false}", False),
+]
+
+
+@pytest.mark.parametrize(("wide", "narrow", "expected"), COVERS)
+def test_what_covers(wide: str, narrow: str, *, expected: bool) -> None:
+    """Ranges, networks, patterns and sets are compared by what they hold."""
+
+    def conditions(match: str) -> list[Condition]:
+        document = read_document(f"match: {match}", "p")
+        return read_conditions(Section(document, "p", []).section("match"), PROVIDERS)
+
+    assert covers_all(conditions(wide), conditions(narrow)) is expected
 
 
 @given(

@@ -10,6 +10,7 @@ from policies.analysis import findings
 from policies.document import read_document
 from policies.formatting import formatted
 from policies.known import Known
+from policies.quota import Concurrency, Rate
 from policies.request import ProviderFacts
 from policies.rules import PolicySet, load_policy_set
 from policies.testing import SUFFIX, coverage, read_cases, run_cases
@@ -62,8 +63,7 @@ def test_the_default_does_not_read_bodies() -> None:
 def test_the_default_paces_callers_and_sessions() -> None:
     """A new gateway limits each caller's pace and each session's calls at once."""
     pace, calls = shipped(BUNDLE / "default.yaml").limits
-    assert pace.rate is not None
-    assert (pace.rate.count, pace.rate.period_seconds, pace.rate.burst) == (600, 60.0, 200)
+    assert pace.measure == Rate(count=600, period_seconds=60.0, burst=200)
     assert pace.key_of(ask()) != pace.key_of(ask(subject="bob"))
-    assert calls.concurrent == 64
+    assert calls.measure == Concurrency(maximum=64)
     assert calls.key_of(ask()) != calls.key_of(ask(session_id="s2"))

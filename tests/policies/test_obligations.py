@@ -111,6 +111,15 @@ def test_changes_add_up_whatever_their_order(changes: list[str], tokens: int) ->
     assert len({(call.max_tokens, call.tools, frozenset(call.parameters)) for call in calls}) == 1
 
 
+@pytest.mark.parametrize(("asked", "sent"), [(650, 500), (9000, 500), (499, 499), (-1, 400)])
+def test_of_several_caps_the_lowest_holds(asked: int, sent: int) -> None:
+    """Between the caps, above both, below both, and where the caller set none."""
+    caps = ("{max_tokens: {max: 700, default: 600}}", "{max_tokens: {max: 500, default: 400}}")
+    for changes in (caps, caps[::-1]):
+        decision = judge(*changes, request=ask(**{**CALL, "max_tokens": asked}))
+        assert decision.judged.call.max_tokens == sent
+
+
 def test_of_two_values_the_first_id_holds() -> None:
     """Where two transforms want different values the first by id decides, and the other is named."""
     decision = judge("{model: m1, set: {n: 1}}", "{model: m2, set: {n: 2}}")

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import secrets
 import socket
 import struct
 from collections.abc import Callable
@@ -34,6 +35,9 @@ def everything_written(gateway: Gateway) -> bytes:
     return b"".join(path.read_bytes() for path in gateway.folder.rglob("*") if path.is_file())
 
 
+PACKET_KEY = b"sk-in-packets-" + secrets.token_hex(24).encode()
+"""Not the key of all other tests, which may run meanwhile."""
+
 ETH_P_ALL = 3
 IP_HEADER_AT, IPV4, TCP = 14, 0x0800, 6
 
@@ -57,7 +61,7 @@ class Capture:
             packet = frame[IP_HEADER_AT:]
             ports_at = (packet[0] & 15) * 4 if packet else 0
             if frame[12:14] != IPV4.to_bytes(2, "big") or packet[9] != TCP:
-                assert KEY.encode() not in frame, "a key in something that is no TCP"
+                assert PACKET_KEY not in frame, "a key in something that is no TCP"
                 continue
             source, destination = struct.unpack_from(">HH", packet, ports_at)
             seen.append((source, destination, packet))
@@ -76,7 +80,7 @@ async def test_packets_with_the_key_go_to_the_gateway_and_the_provider(
     try:
         identity = await asyncio.to_thread(gateway.identity)
         session = await asyncio.to_thread(
-            gateway.post, "/v1/sessions", {"keys": {"openai": KEY}}, identity
+            gateway.post, "/v1/sessions", {"keys": {"openai": PACKET_KEY.decode()}}, identity
         )
         for body in (b'{"model":"m"}', b'{"model":"m","stream":true}', b"no json"):
             await exchange(gateway.proxy, request(session["token"], body))
@@ -85,7 +89,7 @@ async def test_packets_with_the_key_go_to_the_gateway_and_the_provider(
         segments = capture.segments()
     finally:
         capture.close()
-    carrying = {destination for _, destination, packet in segments if KEY.encode() in packet}
+    carrying = {destination for _, destination, packet in segments if PACKET_KEY in packet}
     assert carrying == {gateway.sessions, provider.port}
     assert gateway.admin in {destination for _, destination, _ in segments}
 

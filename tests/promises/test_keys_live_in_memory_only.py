@@ -23,7 +23,7 @@ from tests.simulators.memory import WINDOW, Scanner, planted_key, scan
 from tests.simulators.provider import Exchange, Provider
 from tests.simulators.wire import exchange, request
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(400)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may read a hardened process")
 
 SESSIONS = 150

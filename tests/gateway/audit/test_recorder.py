@@ -213,3 +213,25 @@ async def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     (small_disk / "filler").unlink()
     journal.close()
     assert verify_path(small_disk, SIGNER.vkey).exit_code is ExitCode.VERIFIED
+
+
+async def test_whoever_waits_is_told_before_the_log_closes(
+    open_journal: Open, tmp_path: Path, disk: Disk
+) -> None:
+    """Settling lasts until the last record, and what its waiter records in turn, is on the disk."""
+    journal = open_journal()
+    recorder = Recorder(journal, Durability.STRICT, 20.0, FakeClock())
+    disk.may_sync.clear()
+
+    def end(_: AuditUnavailable | None) -> None:
+        recorder.append(ended("c1"), lambda _: None)
+
+    recorder.append(begun("c1"), end)
+    settling = asyncio.get_running_loop().create_task(recorder.settle())
+    await asyncio.sleep(0)
+    assert not settling.done()
+    disk.may_sync.set()
+    await settling
+    journal.close()
+    assert len(events(tmp_path, "call.end")) == 1
+    assert verify_path(tmp_path / "audit", SIGNER.vkey).exit_code is ExitCode.VERIFIED

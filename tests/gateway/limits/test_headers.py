@@ -5,8 +5,17 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.limits.headers import rate_limit_headers
-from policies.quota import MAX_PER_SECOND, MAX_QUOTA, QuotaStatus, Rate
+from gateway.limits.headers import MAX_INTEGER, rate_limit_headers
+from policies.quota import (
+    MAX_PER_SECOND,
+    MAX_QUOTA,
+    Bytes,
+    QuotaStatus,
+    Rate,
+    Requests,
+    Tokens,
+    Unit,
+)
 
 # RFC 9651: a List of Items that are Strings, with Parameters that are Integers or Strings.
 _KEY = r"[a-z*][a-z0-9_\-.*]*"
@@ -56,6 +65,7 @@ def concurrency(name: str, quota: int, remaining: int) -> QuotaStatus:
         reset_seconds=0.0,
         retry_after_seconds=0.0,
         window_seconds=0.0,
+        unit=Unit.CALLS,
     )
 
 
@@ -92,14 +102,17 @@ def test_a_refused_caller_is_told_when_one_call_passes() -> None:
 
 _names = st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")
 _paces = st.builds(
-    lambda name, period, count, burst, calls: pace(
-        Rate(count=max(1, int(count * period)), period_seconds=period, burst=burst), calls, name
+    lambda name, period, count, burst, calls, meter: pace(
+        Rate(count=max(1, int(count * period)), period_seconds=period, burst=burst, meter=meter),
+        calls,
+        name,
     ),
     _names,
     st.sampled_from([1.0, 60.0, 3600.0, 86400.0]),
     st.floats(0, MAX_PER_SECOND),
     st.integers(1, 30) | st.just(MAX_QUOTA),
     st.integers(1, 40),
+    st.sampled_from([Requests(), Tokens(), Bytes()]),
 )
 _concurrencies = st.builds(
     concurrency, _names, st.just(MAX_QUOTA) | st.integers(1, 50), st.integers(-1, 40)
@@ -119,9 +132,9 @@ def test_every_limit_is_a_structured_field(statuses: list[QuotaStatus]) -> None:
             window, wait = policy.pop("w"), state.pop("t")
             assert isinstance(window, int)
             assert isinstance(wait, int)
-            assert window >= max(1, status.window_seconds)
-            assert status.retry_after_seconds <= wait <= window
-        else:
-            assert policy.pop("qu") == "concurrent-requests"
+            assert window >= min(max(1, status.window_seconds), MAX_INTEGER)
+            assert (status.retry_after_seconds or 0) <= wait <= window
+        if status.unit is not Unit.REQUESTS:
+            assert policy.pop("qu") == status.unit
         assert not policy
         assert not state

@@ -1,6 +1,7 @@
 """What is admitted is counted everywhere or nowhere, and what is held is freed once."""
 
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
@@ -17,8 +18,11 @@ from hypothesis.stateful import (
 )
 
 from gateway.limits import memory_store
-from gateway.limits.memory_store import SWEEP_EVERY, MemoryLimiter, Reservation
-from policies.quota import Limit, QuotaStatus
+from gateway.limits.memory_store import SWEEP_EVERY, MemoryLimiter
+from gateway.limits.reservation import Reservation
+from policies.limits import Limit, demands
+from policies.quota import NOTHING, QuotaStatus
+from policies.request import AccessRequest
 from tests.policies.asking import ask, policy_set_of
 
 
@@ -42,6 +46,15 @@ def limits_of(*lines: str) -> tuple[Limit, ...]:
     return policy_set_of("limits:\n" + "".join(f"  - {{{each}}}\n" for each in lines)).limits
 
 
+def admit(
+    limiter: MemoryLimiter, limits: Sequence[Limit], request: AccessRequest
+) -> Reservation | QuotaStatus:
+    """Ask for a call that takes no tokens."""
+    wanted = demands(limits, request, NOTHING, 0.0)
+    assert isinstance(wanted, list)
+    return limiter.admit(wanted)
+
+
 PACE = "name: pace, key: tenant, requests: {rate: 60/min, burst: 3}"
 CALLS = "name: calls, key: [tenant, session], concurrent: {max: 2}"
 
@@ -63,39 +76,39 @@ def test_a_pace_is_held_and_recovers() -> None:
     """A burst passes at once, the next call waits for its interval, other keys are free."""
     clock = HandClock()
     limiter, limits = MemoryLimiter(clock), limits_of(PACE)
-    left = [admitted(limiter.admit(limits, ask())).statuses[0].remaining for _ in range(3)]
+    left = [admitted(admit(limiter, limits, ask())).statuses[0].remaining for _ in range(3)]
     assert left == [2, 1, 0]
-    status = refused(limiter.admit(limits, ask()))
+    status = refused(admit(limiter, limits, ask()))
     assert (status.name, status.code) == ("pace", "rate_limit_exceeded")
     assert status.retry_after_seconds == 1.0
-    admitted(limiter.admit(limits, ask(tenant="beta")))
+    admitted(admit(limiter, limits, ask(tenant="beta")))
     clock.at += 1.0
-    admitted(limiter.admit(limits, ask()))
-    refused(limiter.admit(limits, ask()))
+    admitted(admit(limiter, limits, ask()))
+    refused(admit(limiter, limits, ask()))
 
 
 def test_settling_gives_back_no_pace() -> None:
     """A call that has ended is still a call of its minute."""
     limiter, limits = MemoryLimiter(HandClock()), limits_of(PACE)
     for _ in range(3):
-        limiter.settle(admitted(limiter.admit(limits, ask())))
-    refused(limiter.admit(limits, ask()))
+        limiter.settle(admitted(admit(limiter, limits, ask())), NOTHING)
+    refused(admit(limiter, limits, ask()))
 
 
 def test_calls_at_once_are_freed_once() -> None:
     """A settled call makes room for one other, and settling again makes room for no more."""
     limiter, limits = MemoryLimiter(HandClock()), limits_of(CALLS)
-    first = admitted(limiter.admit(limits, ask()))
-    second = admitted(limiter.admit(limits, ask()))
+    first = admitted(admit(limiter, limits, ask()))
+    second = admitted(admit(limiter, limits, ask()))
     assert [first.statuses[0].remaining, second.statuses[0].remaining] == [1, 0]
-    status = refused(limiter.admit(limits, ask()))
+    status = refused(admit(limiter, limits, ask()))
     assert (status.name, status.code) == ("calls", "concurrency_limit_exceeded")
     assert (status.remaining, status.retry_after_seconds) == (0, 1.0)
-    admitted(limiter.admit(limits, ask(session_id="s2")))
+    admitted(admit(limiter, limits, ask(session_id="s2")))
     for _ in range(3):
-        limiter.settle(first)
-    admitted(limiter.admit(limits, ask()))
-    refused(limiter.admit(limits, ask()))
+        limiter.settle(first, NOTHING)
+    admitted(admit(limiter, limits, ask()))
+    refused(admit(limiter, limits, ask()))
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["pace-first", "calls-first"])
@@ -104,18 +117,18 @@ def test_a_refused_call_takes_nothing_anywhere(order: tuple[int, int]) -> None:
     clock = HandClock()
     both = limits_of(PACE, CALLS)
     limiter, limits = MemoryLimiter(clock), tuple(both[n] for n in order)
-    held = [admitted(limiter.admit(limits, ask())) for _ in range(2)]
+    held = [admitted(admit(limiter, limits, ask())) for _ in range(2)]
     for _ in range(5):
-        assert refused(limiter.admit(limits, ask())).name == "calls"
-    limiter.settle(held.pop())
-    admitted(limiter.admit(limits, ask()))
+        assert refused(admit(limiter, limits, ask())).name == "calls"
+    limiter.settle(held.pop(), NOTHING)
+    admitted(admit(limiter, limits, ask()))
     clock.at += 0.25
-    limiter.settle(held.pop())
+    limiter.settle(held.pop(), NOTHING)
     for _ in range(5):
-        assert refused(limiter.admit(limits, ask())).name == "pace"
+        assert refused(admit(limiter, limits, ask())).name == "pace"
     clock.at += 0.75
-    held.append(admitted(limiter.admit(limits, ask())))
-    assert refused(limiter.admit(limits, ask())).name in {"pace", "calls"}
+    held.append(admitted(admit(limiter, limits, ask())))
+    assert refused(admit(limiter, limits, ask())).name in {"pace", "calls"}
 
 
 def test_limits_that_do_not_match_are_not_counted() -> None:
@@ -123,15 +136,15 @@ def test_limits_that_do_not_match_are_not_counted() -> None:
     limits = limits_of("name: x, key: tenant, match: {tenant: beta}, concurrent: {max: 1}")
     limiter = MemoryLimiter(HandClock())
     for _ in range(3):
-        assert admitted(limiter.admit(limits, ask())).statuses == ()
-    admitted(limiter.admit(limits, ask(tenant="beta")))
-    refused(limiter.admit(limits, ask(tenant="beta")))
+        assert admitted(admit(limiter, limits, ask())).statuses == ()
+    admitted(admit(limiter, limits, ask(tenant="beta")))
+    refused(admit(limiter, limits, ask(tenant="beta")))
 
 
 def test_no_limits_admit() -> None:
     """Without limits every call is admitted, and settled without effect."""
     limiter = MemoryLimiter(HandClock())
-    limiter.settle(admitted(limiter.admit((), ask())))
+    limiter.settle(admitted(admit(limiter, (), ask())), NOTHING)
 
 
 RATES = {"fast": (8, 4), "slow": (2, 2)}
@@ -177,7 +190,7 @@ class Limiting(RuleBasedStateMachine):
     )
     def admit(self, tenant: str, session: str) -> object:
         """A call is admitted exactly where every count has room, and then counted in each."""
-        answer = self.limiter.admit(MANY, ask(tenant=tenant, session_id=session))
+        answer = admit(self.limiter, MANY, ask(tenant=tenant, session_id=session))
         paces = {("fast", tenant, session), ("slow", tenant)}
         levels = {pace: self.bucket(pace[0], pace[1:]) for pace in paces}
         counts = self.room(tenant, session)
@@ -201,14 +214,14 @@ class Limiting(RuleBasedStateMachine):
     @rule(target=settled, call=consumes(running))
     def settle(self, call: tuple[Reservation, str, str]) -> object:
         """A call that ends frees what it held."""
-        self.limiter.settle(call[0])
+        self.limiter.settle(call[0], NOTHING)
         self.held.subtract(self.room(*call[1:]))
         return call
 
     @rule(call=settled)
     def settle_again(self, call: tuple[Reservation, str, str]) -> None:
         """A call that has ended frees nothing any more."""
-        self.limiter.settle(call[0])
+        self.limiter.settle(call[0], NOTHING)
 
     @rule(ticks=st.integers(1, 16))
     def wait(self, ticks: int) -> None:
@@ -233,12 +246,12 @@ def test_idle_keys_are_forgotten() -> None:
     limiter = MemoryLimiter(clock)
     limits = limits_of("name: m, key: model, requests: {rate: 1/min, burst: 1}")
     for n in range(SWEEP_EVERY - 2):
-        admitted(limiter.admit(limits, ask(model=f"m{n}")))
+        admitted(admit(limiter, limits, ask(model=f"m{n}")))
     clock.at += 61.0
-    admitted(limiter.admit(limits, ask(model="late")))
-    admitted(limiter.admit(limits, ask(model="last")))
+    admitted(admit(limiter, limits, ask(model="late")))
+    admitted(admit(limiter, limits, ask(model="last")))
     assert len(limiter._arrivals) == 2
-    refused(limiter.admit(limits, ask(model="late")))
+    refused(admit(limiter, limits, ask(model="late")))
 
 
 def test_memory_is_bounded_by_forgetting_the_least_debt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,20 +260,20 @@ def test_memory_is_bounded_by_forgetting_the_least_debt(monkeypatch: pytest.Monk
     limiter = MemoryLimiter(HandClock())
     limits = limits_of("name: m, key: model, requests: {rate: 1/d, burst: 2}")
     for _ in range(2):
-        admitted(limiter.admit(limits, ask(model="spent")))
+        admitted(admit(limiter, limits, ask(model="spent")))
     for n in range(3 * SWEEP_EVERY):
-        admitted(limiter.admit(limits, ask(model=f"m{n}")))
+        admitted(admit(limiter, limits, ask(model=f"m{n}")))
         assert len(limiter._arrivals) <= 100 + SWEEP_EVERY
-    refused(limiter.admit(limits, ask(model="spent")))
+    refused(admit(limiter, limits, ask(model="spent")))
 
 
 def test_ended_calls_leave_nothing_behind() -> None:
     """Once every call has ended, no count of calls at once remains."""
     limiter, limits = MemoryLimiter(HandClock()), limits_of(CALLS)
-    held = [admitted(limiter.admit(limits, ask(session_id=f"s{n}"))) for n in range(500)]
+    held = [admitted(admit(limiter, limits, ask(session_id=f"s{n}"))) for n in range(500)]
     assert len(limiter._running) == 500
     for reservation in held:
-        limiter.settle(reservation)
+        limiter.settle(reservation, NOTHING)
     assert not limiter._running
 
 
@@ -271,7 +284,7 @@ def test_refusals_cost_no_memory(calls: int, which: list[bool]) -> None:
     limits = limits_of(
         "name: m, key: model, requests: {rate: 1/s}", "name: c, key: tenant, concurrent: {max: 1}"
     )
-    admitted(limiter.admit(limits, ask(model="first")))
+    admitted(admit(limiter, limits, ask(model="first")))
     for n, same in enumerate(which):
-        refused(limiter.admit(limits, ask(model="first" if same else f"m{n + calls}")))
+        refused(admit(limiter, limits, ask(model="first" if same else f"m{n + calls}")))
     assert len(limiter._arrivals) == 1
