@@ -231,12 +231,22 @@ class Control:
     def _on_kill(self, kill_id: str, data: bytes | None) -> None:
         self._kill_switch.hear(kill_id, data)
         self._start(self._keep_kills())
+        if data is not None:
+            self._start(self._end_heard(data))
 
     async def _keep_kills(self) -> None:
         try:
             await self._kill_switch.keep()
         except OSError as error:
             log.error("kills.not_kept", error=why(error))
+
+    async def _end_heard(self, data: bytes) -> None:
+        """End what was opened here before the kill was heard; the rest its own replica has ended."""
+        await asyncio.sleep(self._boot.config.store.staleness)
+        try:
+            await self._end_killed(data)
+        except (Refused, AuditUnavailable) as error:
+            log.error("session.close_failed", code=error.code)
 
     async def _end_killed(self, data: bytes) -> None:
         await self._ledger.close_killed([from_shared(data)])

@@ -21,7 +21,14 @@ from gateway.clock import Clock
 from gateway.errors import GatewayError, Refused
 from gateway.relay import UNASKED, DropSession, Lease, PutSession, SessionAbsent
 from gateway.store.connection import StoreRefused
-from gateway.store.redis_store import EVENTS_AT_ONCE, EventsMissed, Meeting, Owed, RedisStore
+from gateway.store.redis_store import (
+    EVENTS_AT_ONCE,
+    LIFTED,
+    EventsMissed,
+    Meeting,
+    Owed,
+    RedisStore,
+)
 from gateway.store.sessions import Entry, StoreUnavailable
 from gateway.store.words import Changed, Dropped, Event, KillLifted, KillPlaced
 from gateway.tasks import end_tasks
@@ -125,6 +132,10 @@ class FleetMember:
         self._spoil_fetch(session_id)
         self._store.let_go(session_id)
         return await self._workers.drop(session_id, reason)
+
+    def forget(self, session_id: str, reason: str) -> None:
+        """Have every worker here forget a session, without waiting."""
+        self._drop_here(session_id, reason)
 
     def _put_here(self, entry: Entry) -> None:
         self._store.hold(entry)
@@ -256,19 +267,19 @@ class FleetMember:
         has_forgotten = self._epoch not in {b"", meeting.epoch}
         gone = 0
         if self._may_have_missed or meeting.epoch != self._epoch:
-            gone = await self._make_good(meeting, tells_kills=has_forgotten or meeting.is_new)
+            gone = await self._make_good(meeting)
         await self._tell_owed()
         asked_at = await self._hear(waits=False)
         await self._record_met(meeting, has_forgotten=has_forgotten, gone=gone)
         self._has_met = True
         self._grant(asked_at)
 
-    async def _make_good(self, meeting: Meeting, *, tells_kills: bool) -> int:
+    async def _make_good(self, meeting: Meeting) -> int:
         """Learn all anew, events apart that are still to be heard; return how many sessions are gone."""
         self._may_have_missed = False  # what goes wrong from here on says so again
         try:
             gone = await self._compare()
-            await self._take_kills(tells_kills=tells_kills)
+            await self._take_kills()
         except StoreUnavailable:
             self._may_have_missed = True
             raise
@@ -357,15 +368,18 @@ class FleetMember:
             self._kills[kill_id] = data
         self._on_kill(kill_id, data)
 
-    async def _take_kills(self, *, tells_kills: bool) -> None:
-        """Learn what stands; where the store has forgotten, what stood here stands again."""
-        standing = dict(await self._store.standing_kills())
-        if tells_kills:
-            for kill_id, data in self._kills.items():
-                if standing.setdefault(kill_id, data) is data:
-                    await self._store.place_kill(kill_id, data)
-        for kill_id in [*self._kills, *standing]:
-            self._set_kill(kill_id, standing.get(kill_id))
+    async def _take_kills(self) -> None:
+        """Learn what stands, and tell of what stands here and was never heard of, or is forgotten.
+
+        Only the word that a kill was lifted lifts it: whoever empties the store lifts nothing.
+        """
+        known = await self._store.known_kills()
+        for kill_id, data in list(self._kills.items()):
+            if kill_id not in known:
+                await self._store.place_kill(kill_id, data)
+                await self._told(self._end_killed(data))
+        for kill_id, data in known.items():
+            self._set_kill(kill_id, None if data == LIFTED else data)
 
     # --- evidence ---
 

@@ -408,6 +408,9 @@ class Worker:
             for kill in fresh.standing():
                 if kill.scope is Scope.PROVIDER:
                     cut += self._proxy.cut_provider(kill.value, "killed", KILLED)
+                if kill.scope is Scope.FINGERPRINT:  # perhaps a key that was replaced already
+                    cut += self._proxy.cut_key(kill.value, "killed", KILLED)
+                    self._sessions.destroy_replaced(kill.value)
         return cut
 
     def _cut_replaced(self, destroyed: int) -> int:

@@ -153,6 +153,10 @@ class Workers:
         """Have every worker let only these stand, without waiting."""
         self.tell(LetStand(n=UNASKED, kills=kills))
 
+    def forget(self, session_id: str, reason: str) -> None:
+        """Have every worker forget a session, without waiting."""
+        self.tell(DropSession(n=UNASKED, session_id=session_id, reason=reason))
+
     async def snapshots(self) -> list[dict[str, Any]]:
         """Return every worker's counters, and first those of workers that are gone."""
         answers = await self._ask(lambda n: SnapshotRequest(n=n))

@@ -26,12 +26,16 @@ from keys.secret import Secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedCredential:
-    """One provider's key, sealed for one origin at the session's `revision`."""
+    """One provider's key, sealed for one origin at the session's `revision`.
+
+    `overlap_seconds` is how long calls under way may go on with the key that this one replaced.
+    """
 
     provider: str
     origin: str
     fingerprint: str
     revision: int
+    overlap_seconds: int = 0
     sealed: bytes
 
 
@@ -39,8 +43,7 @@ class SealedCredential:
 class SessionRecord:
     """What is kept of a session; instants in seconds since the epoch.
 
-    `generation` counts its tokens, `revision` every change of the record. `overlap_seconds` is how
-    long calls under way may go on with a key that this revision replaces.
+    `generation` counts its tokens, `revision` every change of the record.
     """
 
     session_id: str
@@ -52,7 +55,6 @@ class SessionRecord:
     created_at: int
     expires_at: int
     idle_seconds: int
-    overlap_seconds: int = 0
     credentials: tuple[SealedCredential, ...]
 
     def binding(self, provider: str, origin: str, revision: int) -> Binding:
@@ -107,7 +109,6 @@ def renew_session(record: SessionRecord, session_secret: Buffer, expires_at: int
         generation=record.generation + 1,
         revision=record.revision + 1,
         expires_at=expires_at,
-        overlap_seconds=0,
     )
     with _sealing_key(session_secret, record.session_id) as key:
         credentials = tuple(_reseal(each, record, renewed, key) for each in record.credentials)
@@ -132,7 +133,7 @@ def rotate_session(
     replaced = {each.provider: each for each in deposits}
     if not replaced.keys() <= {each.provider for each in record.credentials}:
         raise NoCredential
-    rotated = replace(record, revision=record.revision + 1, overlap_seconds=overlap_seconds)
+    rotated = replace(record, revision=record.revision + 1)
     credentials = []
     with _sealing_key(session_secret, record.session_id) as key:
         for each in record.credentials:
@@ -142,7 +143,8 @@ def rotate_session(
                 continue
             # Its key must open what is replaced: nobody but the token's owner may replace it.
             _reseal(each, record, rotated, key)
-            credentials.append(_seal(rotated, deposit, key, fingerprint_key))
+            sealed = _seal(rotated, deposit, key, fingerprint_key)
+            credentials.append(replace(sealed, overlap_seconds=overlap_seconds))
     return replace(rotated, credentials=tuple(credentials))
 
 

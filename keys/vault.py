@@ -36,12 +36,14 @@ class HeldKey:
         self.fingerprint = sealed.fingerprint
         self.size = len(sealed.sealed) - WRAPPING_BYTES - OVERHEAD_BYTES
         self.is_destroyed = False
+        self._wrapped = bytearray()
         self.take(record, sealed)
 
     def take(self, record: SessionRecord, sealed: SealedCredential) -> None:
         """Hold this sealed form of the same key from now on."""
         binding = record.binding(sealed.provider, sealed.origin, sealed.revision)
         self.associated_data = binding.to_associated_data()
+        self._wrapped[:] = bytes(len(self._wrapped))
         self._wrapped = bytearray(sealed.sealed)
 
     @property
@@ -90,7 +92,8 @@ class SessionVault:
         """Hold a session's keys, which are wrapped, in place of an earlier revision's.
 
         A key that is the same stays with the calls that use it; one that is replaced stays for
-        `record.overlap_seconds` from `now`, which is monotonic. Return how many keys were destroyed.
+        its successor's `overlap_seconds` from `now`, which is monotonic. Return how many keys were
+        destroyed.
         """
         before = self._sessions.get(record.session_id, {})
         held = {}
@@ -100,10 +103,12 @@ class SessionVault:
                 key.take(record, sealed)
                 del before[sealed.provider]
             else:
+                if key is not None:
+                    self._replace(before.pop(sealed.provider), now, sealed.overlap_seconds)
                 key = HeldKey(record, sealed)
             held[sealed.provider] = key
         for key in before.values():
-            self._replace(key, now, record.overlap_seconds)
+            self._replace(key, now, 0)
         self._sessions[record.session_id] = held
         return self.sweep(now)
 
@@ -121,6 +126,14 @@ class SessionVault:
             for key in over:
                 key.destroy()
         return len(over)
+
+    def destroy_replaced(self, fingerprint: str) -> int:
+        """Destroy the keys of this name that live on in an overlap; return how many."""
+        hit = [key for _, key in self._replaced if key.fingerprint == fingerprint]
+        for key in hit:
+            key.destroy()
+        self._replaced = [each for each in self._replaced if not each[1].is_destroyed]
+        return len(hit)
 
     def drop(self, session_id: str) -> bool:
         """Overwrite and forget a session's keys; return whether there were any."""

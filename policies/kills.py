@@ -13,7 +13,7 @@ import msgspec
 from policies.request import Principal
 
 MAX_KILLS: Final = 1000
-"""How many may stand at once: each is told to every worker, in one message of at most 2 MB."""
+"""How many may stand at once: each is told to every worker, in one message of at most 3 MB."""
 
 MAX_VALUE: Final = 512
 MAX_REASON: Final = 512

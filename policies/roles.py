@@ -33,6 +33,10 @@ SECOND_FACTORS: Final = ("mfa", "otp", "hwk", "swk", "sc", "fpt", "pop")
 """Authentication methods (RFC 8176) that are, or imply, more than a password."""
 
 
+CLOCKS_DIFFER_SECONDS: Final = 60
+"""How far ahead an issuer's clock may be; a proof from later than that would never age."""
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever `issuer` gives the role `role` is a `grants` here."""
 
@@ -52,7 +56,7 @@ class StepUp(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the principal's last proof is one."""
         age = now - principal.authenticated_at
         by_factor = not principal.amr.isdisjoint(self.amr) or principal.acr in self.acr
-        return by_factor and age <= self.max_age_seconds
+        return by_factor and -CLOCKS_DIFFER_SECONDS <= age <= self.max_age_seconds
 
     def to_challenge(self) -> str:
         """Return the challenge that asks for one (RFC 9470 3)."""

@@ -147,7 +147,8 @@ class KillSwitch:
 
         Raises:
             Refused: It is not well-formed, too many stand, the disk does not take it (nothing is
-                stopped then), or a worker does not answer (everything else is stopped).
+                stopped then), or a worker or the shared store does not answer: everything else is
+                stopped then, and on record, and the kill is named.
             AuditUnavailable: It stands, but could not be recorded.
         """
         _check(asked)
@@ -165,8 +166,13 @@ class KillSwitch:
                 raise Refused(
                     "too_many_kills", f"At most {MAX_KILLS} kills stand at once; lift some."
                 )
-            cut = await self._let_stand(placed=kill)
-        closed, unheard = 0, None
+            await self._keep_and_use(placed=kill)
+        cut, closed = 0, 0
+        unheard: Refused | None = None
+        try:
+            cut = await self._fleet.kill(self._table.standing())
+        except Refused as refused:  # what follows is not for that worker to hold up
+            unheard = refused
         try:
             if self._shared is not None:
                 await self._shared.place_kill(kill.kill_id, to_shared(kill))
@@ -188,7 +194,7 @@ class KillSwitch:
             )
         )
         if unheard is not None:
-            raise _not_everywhere(f"The kill {kill.kill_id} stands") from unheard
+            raise _not_everywhere(f"The kill {kill.kill_id} stands", unheard) from unheard
         return {**msgspec.to_builtins(kill), "closed_sessions": closed, "cut_calls": cut}
 
     async def lift(
@@ -205,8 +211,12 @@ class KillSwitch:
             kill = self._table.get(kill_id)
             if kill is None:
                 raise Refused("kill_not_found", "No such kill stands.")
-            await self._let_stand(lifted=kill_id)
-        unheard = None
+            await self._keep_and_use(lifted=kill_id)
+        unheard: Refused | None = None
+        try:
+            await self._fleet.kill(self._table.standing())
+        except Refused as refused:
+            unheard = refused
         try:
             if self._shared is not None:
                 await self._shared.lift_kill(kill_id)
@@ -224,7 +234,7 @@ class KillSwitch:
             )
         )
         if unheard is not None:
-            raise _not_everywhere("The kill is lifted") from unheard
+            raise _not_everywhere("The kill is lifted", unheard) from unheard
         return dict(msgspec.to_builtins(kill))
 
     def hear(self, kill_id: str, data: bytes | None) -> None:
@@ -249,7 +259,8 @@ class KillSwitch:
         rest = (kill for kill in self._table.standing() if kill.kill_id != lifted)
         return (*rest, placed) if placed is not None else tuple(rest)
 
-    async def _let_stand(self, placed: Kill | None = None, lifted: str = "") -> int:
+    async def _keep_and_use(self, placed: Kill | None = None, lifted: str = "") -> None:
+        """Write down what stands from now on, and let it stand in this process."""
         try:
             await asyncio.to_thread(self._file.write, self._standing(placed, lifted))
         except OSError:
@@ -258,7 +269,6 @@ class KillSwitch:
             ) from None
         kills = self._standing(placed, lifted)  # others may have been heard of meanwhile
         self._table.replace(kills)
-        return await self._fleet.kill(kills)
 
     # --- the routes ---
 
@@ -278,11 +288,12 @@ class KillSwitch:
         return web.json_response(await self.lift(kill_id, asked, by, request.remote or ""))
 
 
-def _not_everywhere(what: str) -> Refused:
-    return Refused(
-        "store_unavailable",
-        f"{what} on this replica; the others hear of it when the store answers again.",
-    )
+def _not_everywhere(what: str, unheard: Refused) -> Refused:
+    if isinstance(unheard, StoreUnavailable):
+        who = "the other replicas hear of it when the store answers again"
+    else:
+        who = "a worker does not answer, and hears of it when it runs again"
+    return Refused(unheard.code, f"{what} on this replica; {who}.")
 
 
 def _decode(body: bytes, kind: type[Body]) -> Body:
@@ -298,12 +309,12 @@ def _check(asked: KillRequest) -> None:
         raise Refused(
             "invalid_body", "Send a value with every scope but `all`, and none with that."
         )
-    if len(asked.value) > MAX_VALUE or len(asked.issuer) > MAX_VALUE:
-        raise Refused("invalid_body", f"A value has at most {MAX_VALUE} characters.")
+    if max(len(asked.value.encode()), len(asked.issuer.encode())) > MAX_VALUE:
+        raise Refused("invalid_body", f"A value has at most {MAX_VALUE} bytes.")
     if asked.issuer and asked.scope not in {Scope.SUBJECT, Scope.TENANT}:
         raise Refused("invalid_body", "An issuer narrows a subject or a tenant, nothing else.")
 
 
 def _check_reason(reason: str) -> None:
-    if not 0 < len(reason.strip()) <= MAX_REASON:
-        raise Refused("invalid_body", f"Give a reason, of at most {MAX_REASON} characters.")
+    if not reason.strip() or len(reason.encode()) > MAX_REASON:
+        raise Refused("invalid_body", f"Give a reason, of at most {MAX_REASON} bytes.")

@@ -67,6 +67,9 @@ class Fleet(Protocol):
     async def drop(self, session_id: str, reason: str) -> int:
         """Return, when every worker has forgotten the session, how many live calls were cut."""
 
+    def forget(self, session_id: str, reason: str) -> None:
+        """Have every worker forget the session, without waiting."""
+
 
 Recorder = Callable[[Event], Awaitable[None]]
 """Returns when the event is durable; raises `AuditUnavailable` if it cannot be."""
@@ -331,11 +334,12 @@ class SessionLedger:
         hit: list[str] = []
         async for entries in self._store.scan():
             hit += [entry.record.session_id for entry in entries if _is_hit(entry, only)]
-        closed = [
-            _closed(ended.record, "killed", 0)
-            for session_id in hit
-            if (ended := await self._store.close(session_id, "killed")) is not None
-        ]
+        closed = []
+        for session_id in hit:
+            ended = await self._store.close(session_id, "killed")
+            self._fleet.forget(session_id, "killed")
+            if ended is not None:
+                closed.append(_closed(ended.record, "killed", 0))
         for start in range(0, len(closed), RECORDED_AT_ONCE):
             await asyncio.gather(*map(self._record, closed[start : start + RECORDED_AT_ONCE]))
         return len(closed)
@@ -446,7 +450,7 @@ def _rotated(
         credentials=_credentials(new for _, new in changed),
         replaced=tuple(old.fingerprint for old, _ in changed),
         deposit=form,
-        overlap_seconds=record.overlap_seconds,
+        overlap_seconds=max((new.overlap_seconds for _, new in changed), default=0),
         client_address=client_address,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from gateway.client.sessions import ClientError, SessionClient
 from gateway.client.wrapping import Wrapping, wrapped
+from gateway.hardening import forbid_dumps
 
 SIGNALS_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What is sent to us alone. A terminal's own (SIGINT, SIGQUIT, SIGTSTP) reach the program anyway."""
@@ -37,6 +38,8 @@ def run_wrapped(  # noqa: PLR0913 - what a run is made of
     Raises:
         ClientError: The session did not open; nothing was run.
     """
+    # The keys stay in this process's own environment: no other process of the user may read it.
+    forbid_dumps()
     session = client.open(keys, label=command[0][:128], ttl_seconds=ttl_seconds)
     try:
         status = _run(command, wrapped(wrappings, environment, session))

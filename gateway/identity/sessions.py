@@ -123,6 +123,10 @@ class SessionTable:
         self._touched.discard(session_id)
         self._vault.drop(session_id)
 
+    def destroy_replaced(self, fingerprint: str) -> int:
+        """Destroy the keys of this name that live on in an overlap; return how many."""
+        return self._vault.destroy_replaced(fingerprint)
+
     def end_overlaps(self) -> int:
         """Destroy keys that were replaced, and whose overlap is over; return how many."""
         return self._vault.sweep(self._clock.monotonic())

@@ -460,6 +460,11 @@ class Driver:
         return self._forward.provider.name if self._forward is not None else ""
 
     @property
+    def key(self) -> str:
+        """The name of the key that the exchange is made with; nothing where there is none."""
+        return self._forward.lease.fingerprint if self._forward is not None else ""
+
+    @property
     def has_lost_its_key(self) -> bool:
         """Whether the exchange goes on with a key that may be used no more."""
         return self._forward is not None and self._forward.lease.is_over

@@ -163,6 +163,11 @@ class Proxy:
         ]
         return self._cut(live, code, message)
 
+    def cut_key(self, fingerprint: str, code: str, message: str) -> int:
+        """Cut every live call that carries a key of this name; return how many there were."""
+        live = [each for calls in self._live.values() for each in calls if each.key == fingerprint]
+        return self._cut(live, code, message)
+
     def cut_replaced(self) -> int:
         """Cut every live call whose key was replaced, and has no overlap left; return how many."""
         live = [each for calls in self._live.values() for each in calls if each.has_lost_its_key]

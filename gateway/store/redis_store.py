@@ -58,6 +58,9 @@ MAX_OWED: Final = 10_000
 CLAIM_SECONDS: Final = 600
 """How long whoever ended a session may ask again for what to record: far beyond any lost answer."""
 
+LIFTED: Final = b""
+"""What is known of a kill that was lifted, about 100 bytes in the store for each there ever was."""
+
 MAX_SKEW_SECONDS: Final = 30.0
 """How far a replica's clock may be from that of Redis, as for issuers' tokens."""
 
@@ -93,13 +96,12 @@ class Owed(msgspec.Struct, frozen=True, kw_only=True):
 class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica learns of the store when it connects.
 
-    `last` is the number of the last event; `is_new` says that nobody had used this store before.
+    `last` is the number of the last event.
     """
 
     epoch: bytes
     last: int
     persistence: str
-    is_new: bool
 
 
 class RedisStore:
@@ -369,8 +371,7 @@ class RedisStore:
         try:
             seconds, micros = await self._ask("TIME")
             persistence = await check_server(self._client, self._config)
-            proposed = secrets.token_bytes(16)
-            check, epoch, last = await self._who_shares(self._client, proposed)
+            check, epoch, last = await self._who_shares(self._client, secrets.token_bytes(16))
         except StoreUnavailable as error:
             if isinstance(error.__cause__, StoreRefused):
                 raise error.__cause__ from None
@@ -384,9 +385,7 @@ class RedisStore:
                 "lacks its key: replicas have the same `name`, and state_dir/fingerprint.key is a "
                 "copy (32 bytes, mode 0600) of what the first of them has"
             )
-        return Meeting(
-            epoch=epoch, last=_number(last), persistence=persistence, is_new=epoch == proposed
-        )
+        return Meeting(epoch=epoch, last=_number(last), persistence=persistence)
 
     async def _who_shares(self, client: Any, epoch: bytes) -> Any:
         return await self._run_by(client, _MEET, (self._about, self._events), self._check, epoch)
@@ -430,7 +429,8 @@ class RedisStore:
 
     async def lift_kill(self, kill_id: str) -> bool:
         """Lift a kill, and have every replica hear of it; return whether it stood."""
-        return await self._tell_kill(kill_id, None, b"", KillLifted(kill_id=kill_id))
+        lifted = self._words.from_kill(kill_id, LIFTED)
+        return await self._tell_kill(kill_id, None, lifted, KillLifted(kill_id=kill_id))
 
     async def _tell_kill(
         self, kill_id: str, data: bytes | None, stands: bytes, event: Event
@@ -447,17 +447,17 @@ class RedisStore:
         """Return the kills, and liftings without data, that the store has not confirmed."""
         return list(self._owed_kills.items())
 
-    async def standing_kills(self) -> Mapping[str, bytes]:
-        """Return every kill that stands, by id."""
+    async def known_kills(self) -> Mapping[str, bytes]:
+        """Return every kill that was told, by id: its data, or `LIFTED`."""
         answer = await self._ask("HGETALL", self._kills)
-        stand: dict[str, bytes] = {}
+        known: dict[str, bytes] = {}
         for key, data in answer.items():
             kill_id = key.decode()
             try:
-                stand[kill_id] = self._words.to_kill(kill_id, data)
+                known[kill_id] = self._words.to_kill(kill_id, data)
             except Forged:
                 self._refuse_forged("kill")
-        return stand
+        return known
 
 
 def _number(stream_id: bytes) -> int:

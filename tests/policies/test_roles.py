@@ -47,6 +47,8 @@ def test_whoever_only_looks_changes_nothing() -> None:
         (("otp",), "", 940, True),
         (("otp",), "", 939, False),
         (("otp",), "", 0, False),
+        (("otp",), "", 1060, True),
+        (("otp",), "", 1061, False),
         ((), "urn:mfa", 1000, True),
         ((), "urn:pwd", 1000, False),
     ],

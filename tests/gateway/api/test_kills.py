@@ -56,6 +56,9 @@ class Workers:
         """Forget it."""
         return 0
 
+    def forget(self, _session_id: str, _reason: str) -> None:
+        """Forget it."""
+
     async def kill(self, kills: tuple[Kill, ...]) -> int:
         """Let these stand; two calls were live."""
         if not self.answers:
@@ -297,9 +300,14 @@ async def test_it_stops_even_where_it_cannot_be_recorded(house: House) -> None:
 
 
 async def test_it_stands_where_a_worker_does_not_answer(house: House) -> None:
-    """The operator hears of it; on disk and for new sessions the kill stands."""
+    """The operator hears of it and of the kill's id; it stands, and everything else is done."""
+    await house.open()
     house.workers.answers = False
-    assert (await house.ask("POST", "/admin/v1/kill", TENANT))[0] == 503
+    status, body, _ = await house.ask("POST", "/admin/v1/kill", TENANT)
+    (kill,) = house.table.standing()
+    assert (status, kill.kill_id in body["detail"]) == (503, True)
+    placed = next(event for event in house.events if isinstance(event, KillPlaced))
+    assert (placed.kill, placed.closed_sessions) == (kill.kill_id, 1)
     assert len(House(house.folder).table) == 1
     with pytest.raises(Refused, match="killed"):
         await house.open()

@@ -104,6 +104,10 @@ class Worker:
         finally:
             slot.release()
 
+    def forget(self, session_id: str, _reason: str) -> None:
+        """Forget."""
+        self.vault.drop(session_id)
+
     async def drop(self, session_id: str, _reason: str) -> int:
         """Forget; three calls were live."""
         self._check()
@@ -355,7 +359,8 @@ async def test_rotating_replaces_the_key_under_the_same_token(house: House) -> N
     old = body["providers"]["openai"]["fingerprint"]
     new = rotated["providers"]["openai"]["fingerprint"]
     assert (event.replaced, event.credentials[0].fingerprint) == ((old,), new)
-    assert event.overlap_seconds == house.worker.records[body["session_id"]].overlap_seconds == 5
+    (sealed,) = house.worker.records[body["session_id"]].credentials
+    assert event.overlap_seconds == sealed.overlap_seconds == 5
     renew = f"/v1/sessions/{body['session_id']}/renew"
     assert (await house.ask("POST", renew, session=token))[0] == 200
 

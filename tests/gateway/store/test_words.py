@@ -32,7 +32,6 @@ ENTRIES = st.builds(
         SessionRecord,
         session_id=TEXT, tenant=TEXT, issuer=TEXT, subject=TEXT,
         generation=COUNT, revision=COUNT, created_at=COUNT, expires_at=COUNT, idle_seconds=COUNT,
-        overlap_seconds=COUNT,
         credentials=st.lists(
             st.builds(
                 SealedCredential, provider=TEXT, revision=COUNT, sealed=st.binary(max_size=50)
