@@ -40,6 +40,9 @@ from policies.request import Principal
 RETRY_SECONDS: Final = 0.25
 """Between two attempts to reach a store that does not answer, or must not be used."""
 
+LOOK_AGAIN_SECONDS: Final = 10.0
+"""How long a store that began to write to its disk may be used before that is noticed."""
+
 FETCH_TRIES: Final = 3
 """How often a session is read anew because something was said of it meanwhile."""
 
@@ -89,7 +92,7 @@ class FleetMember:
         self._epoch = b""
         self._heard = 0  # the number of the last event
         self._may_have_missed = True
-        self._heard_at = clock.monotonic()
+        self._heard_at = self._looked_at = clock.monotonic()
         self._has_met = False
         self._is_lost = False
         self._lapse: asyncio.TimerHandle | None = None
@@ -253,6 +256,7 @@ class FleetMember:
                     await self._meet()
                 asked_at = await self._hear(waits=True)
                 await self._tell_owed()
+                await self._look_again()
                 self._grant(asked_at)
             except EventsMissed:
                 self._has_met, self._may_have_missed = False, True
@@ -260,6 +264,13 @@ class FleetMember:
                 self._has_met = False
                 self._note_trouble(error)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _look_again(self) -> None:
+        """Ask now and then whether the store may still be used: its settings change without us."""
+        now = self._clock.monotonic()
+        if now - self._looked_at >= LOOK_AGAIN_SECONDS:
+            self._looked_at = now
+            await self._store.check()
 
     async def _meet(self) -> None:
         """Reach the store, make good what was missed, and grant a lease."""

@@ -387,6 +387,15 @@ class RedisStore:
             )
         return Meeting(epoch=epoch, last=_number(last), persistence=persistence)
 
+    async def check(self) -> None:
+        """Return if the store may be used as it is now.
+
+        Raises:
+            StoreRefused: It may not.
+            StoreUnavailable: It does not answer.
+        """
+        await check_server(self._client, self._config)
+
     async def _who_shares(self, client: Any, epoch: bytes) -> Any:
         return await self._run_by(client, _MEET, (self._about, self._events), self._check, epoch)
 

@@ -310,6 +310,20 @@ async def test_standing_kills_are_learnt(redis: RedisServer) -> None:
             await late.until(lambda: isinstance(late.told[0], Lease) if late.told else False)
 
 
+async def test_a_store_that_begins_to_write_is_left(
+    redis: RedisServer, pair: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings are looked at again and again: workers serve no session of it any more."""
+    here, there = pair
+    monkeypatch.setattr("gateway.fleet.LOOK_AGAIN_SECONDS", 0.0)
+    redis.ask("CONFIG", "SET", "save", "3600 1000000")
+    await there.store.place_kill("kill", b"data")  # something to hear: it looks when it has heard
+    try:
+        await here.until(lambda: any(isinstance(e, Lease) and not e.until for e in here.told))
+    finally:
+        redis.ask("CONFIG", "SET", "save", "")
+
+
 async def test_absence_lifts_nothing(redis: RedisServer) -> None:
     """A kill that stands on a replica's disk and not in the store is told to all, not let go of."""
     namespace = f"n{next(_numbers)}"
