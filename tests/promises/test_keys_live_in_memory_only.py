@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(400)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may read a hardened process")
 
 SESSIONS = 150
+SUCCESSORS = [planted_key() for _ in range(SESSIONS)]
 STREAM = b'{"model":"m","stream":true}'
 POLICY = """\
 rules:
@@ -100,8 +101,16 @@ async def open_session(gateway: Gateway, identity: str, key: str) -> dict[str, A
     return await asyncio.to_thread(gateway.post, "/v1/sessions", {"keys": keys}, identity)
 
 
+async def rotate(gateway: Gateway, session: dict[str, Any], identity: str, key: str) -> None:
+    """Replace the session's keys, with an overlap that outlives it."""
+    asked = {"keys": {"openai": key, "secure": key}, "overlap_seconds": 3600}
+    path = f"/v1/sessions/{session['session_id']}/rotate"
+    headers = {"x-veklom-session": session["token"]}
+    await asyncio.to_thread(gateway.post, path, asked, identity, headers)
+
+
 async def live(gateway: Gateway, identity: str, key: str, number: int) -> None:
-    """Lead one session through a life: opened, used well and badly, closed."""
+    """Lead one session through a life: opened, used well and badly, perhaps rotated, closed."""
     session = await open_session(gateway, identity, key)
     token = session["token"]
     provider = (b"openai", b"secure")[number % 2]
@@ -110,6 +119,9 @@ async def live(gateway: Gateway, identity: str, key: str, number: int) -> None:
     await exchange(gateway.proxy, call(token, asks, provider=provider))
     await exchange(gateway.proxy, call(token, b"ok", b'{"model":"forbidden"}', provider))
     await exchange(gateway.proxy, call(token, b"ok", b"not json", provider))
+    if number % 4 == 1:
+        await rotate(gateway, session, identity, SUCCESSORS[number])
+        await exchange(gateway.proxy, call(token, b"ok", provider=provider))
     if number % 3 == 0:
         await leave_mid_stream(gateway.proxy, call(token, b"hang", provider=provider))
     await delete_session(gateway, session, identity)
@@ -183,7 +195,7 @@ async def test_no_key_of_a_closed_session_is_in_memory(
         writer.write(call(session["token"], b"hang"))
         await reader.readuntil(b"choices")
         streams.append(writer)
-    found, hidden = await scan_all(gateway, keys + still_open)
+    found, hidden = await scan_all(gateway, keys + still_open + SUCCESSORS)
     assert not found
     workers = [names for names in hidden.values() if any("secretmem" in name for name in names)]
     assert len(workers) >= 2, "the workers' regions must be unreadable, or the proof proves nothing"
