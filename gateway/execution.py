@@ -182,9 +182,8 @@ class Execution:
         try:
             granted = yield from self._admit(call, head)
             start = self._start_event(call, granted)
-            call.position = yield Record(
-                start
-            )  # from here on a crash leaves a call without an end: `unclosed`
+            # From here on a crash leaves a call without an end: `unclosed`.
+            call.position = yield Record(start)
         except Refused as refusal:
             yield from self._refuse(call, refusal)
             return
@@ -213,9 +212,8 @@ class Execution:
         route = self._find_route(call, head)
         session, secret = yield from self._identify(call, head)
         asked_of, lease = route.provider, None
-        if (
-            not self._policy_set.reroutes
-        ):  # then a call without a key is refused before its body is read
+        if not self._policy_set.reroutes:
+            # Then a call without a key is refused before its body is read.
             lease = self._lease(session, asked_of, secret)
         asked = yield from self._read(call, head, route)
         principal = call.principal or session.principal
